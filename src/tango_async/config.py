@@ -1,0 +1,291 @@
+"""Every setting, from `tango.toml` and TANGO_* variables, frozen and checked at start.
+
+The environment wins over the file. docs/settings.md is generated from the docstrings here, so a
+setting without one does not pass the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from .errors import ConfigError
+
+Count = Annotated[int, Meta(ge=1, le=100_000)]
+Bytes = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+
+
+class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of `tango.toml`."""
+
+
+class Http(Group, frozen=True):
+    host: str = "0.0.0.0"  # noqa: S104 - a service; a proxy or firewall stands before it
+    """Address to listen on. `TANGO_HOST`"""
+    port: Port = 3000
+    """Port to listen on; 0 takes a free one and logs it. `TANGO_PORT`"""
+    keys: tuple[str, ...] = ()
+    """API keys, any of which Autolab may send. A server without one refuses to start. `TANGO_KEYS`, comma-separated"""
+    max_upload_bytes: Bytes = 8 * 1024**3
+    """Largest upload of one file."""
+    max_image_bytes: Bytes = 64 * 1024**3
+    """Largest image archive sent to build."""
+    max_json_bytes: Bytes = 1024**2
+    """Largest JSON body."""
+    body_timeout_s: Seconds = 60.0
+    """Longest wait for the next bytes of a body."""
+    min_body_bytes_s: int = 1024
+    """Slowest body, on average over `body_timeout_s`, that is read on; 0 takes any."""
+    build_wait_s: Seconds = 20.0
+    """How long build waits for a dispatcher's verdict; Autolab gives up after 30 s."""
+    list_limit: Count = 1000
+    """Most jobs in one answer of /jobs/."""
+
+
+class Queue(Group, frozen=True):
+    url: str = ""
+    """Redis, as redis://, rediss:// or unix://. Unset: `tango up` runs an embedded one. `TANGO_REDIS_URL`"""
+    prefix: str = "tango:"
+    """Begins every key."""
+    history_limit: Count = 10_000
+    """Dead jobs that are remembered, with their outputs."""
+    history_days: Seconds = 90.0
+    """How long they are remembered."""
+    same_job_s: Seconds = 150.0
+    """An addJob repeated within this time is the same job: Autolab repeats a slow one for about 126 s."""
+    max_memory_share: Annotated[float, Meta(gt=0, lt=1)] = 0.9
+    """Share of Redis's maxmemory above which addJob is refused, so that running jobs can still end."""
+
+
+class Store(Group, frozen=True):
+    data_dir: Path = Path("/var/lib/tango")
+    """Everything that must survive a restart. `TANGO_DATA_DIR`"""
+    courselabs: Path | None = None
+    """The uploads, in Tango's layout; unset: `courselabs` in the data directory. `TANGO_COURSELABS`"""
+
+    @property
+    def labs(self) -> Path:
+        return self.courselabs or self.data_dir / "courselabs"
+
+
+class Dispatcher(Group, frozen=True):
+    vmms: str = "auto"
+    """localSandbox, localDocker, package.module:Class, or auto: Docker if an engine answers and has an image,
+    else the sandbox. `TANGO_VMMS`"""
+    slots: Count = max(1, os.cpu_count() or 1)
+    """Jobs that run at a time on this host. `TANGO_SLOTS`"""
+    lease_s: Seconds = 15.0
+    """A claimed job that nobody extends for so long is taken from its dispatcher."""
+    adopt_grace_s: Seconds = 120.0
+    """A running job whose dispatcher is gone waits so long for one that finds its machine again."""
+    grace_s: Seconds = 30.0
+    """After SIGTERM running jobs may finish for so long; then they are handed over or given back."""
+    job_retries: Annotated[int, Meta(ge=0, le=100)] = 2
+    """How often a job is tried again after faults of the infrastructure."""
+    machine_wait_s: Seconds = 60.0
+    """Longest wait for a machine to take files."""
+    copy_in_s: Seconds = 120.0
+    """Longest time for sending the files."""
+    finish_s: Seconds = 30.0
+    """Longest time for reading the rest of the output and storing the feedback."""
+    upkeep_s: Seconds = 5.0
+    """Period of the upkeep: expired leases, strays, history."""
+    file_upkeep_s: Seconds = 60.0
+    """Period of the file store's upkeep."""
+    stray_age_s: Seconds = 3600.0
+    """Files that nobody owns are removed when they are so old; longer than any addJob takes."""
+    state_dir: Path | None = None
+    """Where machines of this host are recorded; unset: `dispatcher` in the data directory."""
+
+
+class Limits(Group, frozen=True):
+    """What one job may use; a job may ask for less."""
+
+    timeout_s: Count = 60
+    """A job's time when addJob says 0, null or nothing."""
+    max_timeout_s: Count = 3600
+    """The longest that addJob may ask for; more is cut to it, and the trace says so."""
+    output_bytes: Bytes = 1_024_000
+    """Feedback kept when addJob says 0, null or nothing; Tango's default."""
+    max_output_bytes: Bytes = 16 * 1024**2
+    """The most feedback that addJob may ask for; more is cut to it, and the trace says so."""
+    output_stop_bytes: Annotated[int, Meta(ge=1, le=90 * 10**6)] = 64 * 1024**2
+    """Output that ends the job. Less than what an engine's log keeps."""
+    file_bytes: Bytes = 256 * 1024**2
+    """The largest file a job may write."""
+    processes: Count = 128
+    """Processes and threads of one job."""
+    memory_bytes: Bytes = 1024**3
+    """Memory of one job."""
+    cores: Seconds = 1.0
+    """Processor cores of one job."""
+    disk_bytes: Bytes = 512 * 1024**2
+    """Size of a job's writable home."""
+    live_output_bytes: Bytes = 256 * 1024
+    """How much of a running job's output can be seen before it ends."""
+
+
+class Sandbox(Group, frozen=True):
+    images: dict[str, str] = msgspec.field(default_factory=lambda: {"autograding_image": "host"})
+    """Image name = root directory, or "host" for the host's own /usr. Other names are unknown."""
+    bwrap: str = "bwrap"
+    """Bubblewrap's program."""
+    uid: Annotated[int, Meta(ge=1)] = 64_123
+    """The uid that jobs have on the host when the dispatcher runs as root; never 0."""
+    cgroup: bool = True
+    """Limit memory and processes by cgroup where one is writable."""
+
+
+class Docker(Group, frozen=True):
+    host: str = ""
+    """The engine, as unix:// or tcp://; unset: `DOCKER_HOST`, then /var/run/docker.sock."""
+    network: str = "bridge"
+    """Network of jobs whose network is not disabled."""
+    runtime: str = ""
+    """Container runtime, such as runsc; unset: the engine's default."""
+
+
+class Callbacks(Group, frozen=True):
+    min_age_s: Annotated[float, Meta(ge=0)] = 2.0
+    """Earliest delivery after the answer to addJob: Autolab stores the job's id only then."""
+    unanswered_s: Annotated[float, Meta(ge=0)] = 130.0
+    """… and when that answer never reached the client, which then repeats its addJob."""
+    horizon_s: Seconds = 86_400.0
+    """How long a delivery is tried again."""
+    timeout_s: Seconds = 30.0
+    """Longest wait for the receiver."""
+    allow: tuple[str, ...] = ()
+    """Hosts that callbacks may go to, as name, *.domain or name:port; empty: any, with a warning at start."""
+    secret: str = ""
+    """If set, X-Tango-Signature carries the HMAC-SHA256 of the body under it. `TANGO_CALLBACK_SECRET`"""
+    concurrency: Count = 16
+    """Deliveries at a time."""
+
+
+class Settings(Group, frozen=True):
+    """All settings; one attribute a table."""
+
+    http: Http = Http()
+    queue: Queue = Queue()
+    store: Store = Store()
+    dispatcher: Dispatcher = Dispatcher()
+    limits: Limits = Limits()
+    sandbox: Sandbox = Sandbox()
+    docker: Docker = Docker()
+    callbacks: Callbacks = Callbacks()
+
+    @property
+    def state_dir(self) -> Path:
+        return self.dispatcher.state_dir or self.store.data_dir / "dispatcher"
+
+
+VARIABLES = {
+    "TANGO_HOST": "http.host",
+    "TANGO_PORT": "http.port",
+    "TANGO_KEYS": "http.keys",
+    "TANGO_DATA_DIR": "store.data_dir",
+    "TANGO_COURSELABS": "store.courselabs",
+    "TANGO_REDIS_URL": "queue.url",
+    "TANGO_VMMS": "dispatcher.vmms",
+    "TANGO_SLOTS": "dispatcher.slots",
+    "TANGO_CALLBACK_SECRET": "callbacks.secret",
+    "DOCKER_HOST": "docker.host",
+}
+"""Environment variable → setting. TANGO_<TABLE>_<SETTING> sets any other one."""
+
+SECRETS = {"http.keys", "callbacks.secret", "queue.url"}
+"""Not printed by `tango config show` nor logged."""
+
+_OTHERS = {"TANGO_CONFIG", "TANGO_REDIS_SERVER", "TANGO_URL", "TANGO_KEY"}
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Reads the file (if any), then the environment. Raises ConfigError naming the offending setting."""
+    tables: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tables = tomllib.loads(path.read_text())
+        except OSError as e:
+            raise ConfigError(f"{path}: {e.strerror}") from e
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{path}: {e}") from e
+    settings = _convert(tables, str(path), strict=True)
+    overrides: dict[str, dict[str, Any]] = {}
+    for variable, name, value in _from_environment(environ):
+        table, _, key = name.partition(".")
+        parsed: Any = [k for k in (p.strip() for p in value.split(",")) if k] if _is_tuple(table, key) else value
+        _convert({table: {key: parsed}}, variable, strict=False)
+        overrides.setdefault(table, {})[key] = parsed
+    merged = msgspec.to_builtins(settings, enc_hook=str)
+    for table, values in overrides.items():
+        merged[table].update(values)
+    return _check(_convert(merged, "environment", strict=False))
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    found = []
+    for variable, value in environ.items():
+        if variable in VARIABLES:
+            found.append((variable, VARIABLES[variable], value))
+        elif variable.startswith("TANGO_") and variable not in _OTHERS:
+            table, _, key = variable.removeprefix("TANGO_").lower().partition("_")
+            group = getattr(Settings(), table, None)
+            if not isinstance(group, Group) or key not in group.__struct_fields__:
+                raise ConfigError(f"{variable}: there is no such setting")
+            found.append((variable, f"{table}.{key}", value))
+    return [(variable, name, value) for variable, name, value in found if value != ""]
+
+
+def _is_tuple(table: str, key: str) -> bool:
+    return isinstance(getattr(getattr(Settings(), table), key), tuple)
+
+
+def _convert(tables: Mapping[str, Any], source: str, *, strict: bool) -> Settings:
+    def hook(kind: type, value: Any) -> Any:
+        if kind is Path and isinstance(value, str):
+            return Path(value).expanduser()
+        raise NotImplementedError
+
+    try:
+        return msgspec.convert(tables, Settings, strict=strict, dec_hook=hook)
+    except msgspec.ValidationError as e:
+        text, _, where = str(e).partition(" - at `$.")
+        key = where.rstrip("`")
+        raise ConfigError(f"{source}: {key + ': ' if key else ''}{text}") from e
+
+
+def _check(s: Settings) -> Settings:
+    if any(not key or "/" in key or key.startswith(".") or any(c.isspace() for c in key) for key in s.http.keys):
+        raise ConfigError("http.keys: a key must not begin with a dot nor hold '/' or white space")
+    aliases = [(a, b) for a in s.http.keys for b in s.http.keys if a != b and b.startswith(a + "-")]
+    if aliases:
+        raise ConfigError(
+            f"http.keys: keys number {s.http.keys.index(aliases[0][0]) + 1} and "
+            f"{s.http.keys.index(aliases[0][1]) + 1} alias: one is the other plus '-…', "
+            "so that two courselabs could share a directory"
+        )
+    if s.limits.max_timeout_s < s.limits.timeout_s:
+        raise ConfigError("limits.max_timeout_s: less than limits.timeout_s")
+    if s.limits.max_output_bytes < s.limits.output_bytes:
+        raise ConfigError("limits.max_output_bytes: less than limits.output_bytes")
+    if s.dispatcher.adopt_grace_s < s.dispatcher.lease_s:
+        raise ConfigError("dispatcher.adopt_grace_s: less than dispatcher.lease_s")
+    return s
+
+
+def show(settings: Settings) -> dict[str, Any]:
+    """The settings as plain values, secrets replaced."""
+    shown: dict[str, Any] = msgspec.to_builtins(settings, enc_hook=str)
+    for name in SECRETS:
+        table, _, key = name.partition(".")
+        if shown[table][key]:
+            shown[table][key] = "(set)"
+    return shown

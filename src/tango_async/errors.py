@@ -1,0 +1,89 @@
+"""Every error this service raises on purpose.
+
+    TangoError
+    ├── ConfigError            a setting is missing or wrong; the message names it
+    ├── BadRequest             the client sent something we refuse; the message is shown to it
+    │   └── BadName            … a name that may not reach a path
+    ├── Rejected               addJob: one line per reason, as Tango's list of trace lines
+    ├── NotFound               a courselab, job or output that is not there
+    ├── StoreError             the file store could not do it
+    │   └── StoreFull          … because there is no space left
+    ├── QueueUnavailable       Redis cannot be reached
+    ├── QueueFull              Redis has no room for another job
+    ├── Stale                  this holder's seq is no longer the job's: it may write nothing
+    └── VmmsError              a machine or its engine failed: an infrastructure fault, to be retried
+        ├── VmmsUnavailable    the engine does not answer, or this host lacks what it needs
+        ├── ImageNotFound      the engine has no such image
+        ├── MachineLost        the machine is gone, or its end is unknown
+        └── NotStarted         the machine ended before the job's program began
+
+Libraries' exceptions become one of these at the module that imports the library.
+"""
+
+
+class TangoError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ConfigError(TangoError):
+    """A setting is missing or wrong."""
+
+
+class BadRequest(TangoError):
+    """The client sent something that is refused."""
+
+
+class BadName(BadRequest):
+    """A name that may not become part of a path."""
+
+
+class Rejected(TangoError):
+    """addJob refused, with one reason a line."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+
+
+class NotFound(TangoError):
+    """What was asked for is not there."""
+
+
+class StoreError(TangoError):
+    """The file store failed."""
+
+
+class StoreFull(StoreError):
+    """The file store has no space left."""
+
+
+class QueueUnavailable(TangoError):
+    """Redis cannot be reached."""
+
+
+class QueueFull(TangoError):
+    """Redis has no room for another job."""
+
+
+class Stale(TangoError):
+    """The caller no longer holds the job."""
+
+
+class VmmsError(TangoError):
+    """A machine or its engine failed, through no fault of the job."""
+
+
+class VmmsUnavailable(VmmsError):
+    """The engine does not answer, or the host lacks what it needs."""
+
+
+class ImageNotFound(VmmsError):
+    """The engine has no such image."""
+
+
+class MachineLost(VmmsError):
+    """The machine is gone, or how it ended is unknown."""
+
+
+class NotStarted(VmmsError):
+    """The machine ended before the job's program began."""

@@ -1,0 +1,80 @@
+"""What every courselab store promises.
+
+Files are whole: a reader sees the old upload or the new one, never part of either. A job runs
+exactly the files that stood when it was added, since it is given a pin on them. Whatever a call has
+returned survives a crash of the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..model import InputFile, PinnedFile
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A job's own hold on its inputs."""
+
+    id: str
+    files: tuple[PinnedFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A finished file: a path to send from, or chunks where the store is not a disk."""
+
+    size: int
+    path: Path | None = None
+    chunks: AsyncIterator[bytes] | None = None
+
+
+class FileStore(Protocol):
+    """A courselab store. `lab` is always `<key>-<courselab>`, made of checked names."""
+
+    async def open_lab(self, lab: str) -> tuple[bool, dict[str, str]]:
+        """Makes the lab if it is new. Returns whether it was, and the md5 (hex) of each of its files."""
+
+    async def put(self, lab: str, name: str, body: AsyncIterator[bytes]) -> bool:
+        """Stores an upload. Returns False if the very same content stood there already.
+
+        Memory does not grow with the body. Raises NotFound (no such lab), StoreFull.
+        """
+
+    async def pin(self, lab: str, wanted: Sequence[tuple[str, str]]) -> Pin:
+        """Holds the inputs `(local name, destination name)` as they stand now.
+
+        Raises NotFound naming every missing file, one a line.
+        """
+
+    async def unpin(self, pin: str) -> None:
+        """Lets a pin go; one that is gone already is no error."""
+
+    def inputs(self, pin: str, files: Sequence[PinnedFile]) -> list[InputFile]:
+        """The pinned files, to be streamed into a machine. Their chunks raise StoreError."""
+
+    async def put_output(self, ref: str, lab: str, output_name: str, body: bytes) -> None:
+        """Stores a finished feedback under `ref` for good and shows it as Tango's `output/<name>`."""
+
+    async def output(self, ref: str) -> StoredFile:
+        """A finished feedback. Raises NotFound."""
+
+    async def drop_output(self, ref: str) -> None:
+        """Removes a feedback; one that is gone already is no error."""
+
+    async def put_image(self, body: AsyncIterator[bytes]) -> str:
+        """Stores an image archive for the dispatchers to load. Returns its handle, the content's md5."""
+
+    async def image(self, ref: str) -> StoredFile:
+        """An image archive. Raises NotFound."""
+
+    async def sweep(self, live_pins: set[str], age_s: float) -> int:
+        """Removes what no one owns and is older than `age_s`. Returns how many things it removed."""
+
+    async def raise_mark(self, at_least: int) -> int:
+        """Raises the high-water mark of job ids to `at_least`, never lowers it; returns the mark."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,220 @@
+"""The nouns of the service, as plain values. No I/O, no other module of ours but errors.
+
+Times are Unix milliseconds by the queue server's clock (`_ms`) or seconds (`_s`); sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+
+RECORD_VERSION = 1
+"""Version of the msgpack records in the queue; readers accept this one and the one before."""
+
+
+class JobState(StrEnum):
+    """Where a job is. Exactly one at any time (docs/states.md draws the arrows)."""
+
+    QUEUED = "queued"
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    DEAD = "dead"
+
+
+class Verdict(StrEnum):
+    """How a job ended. `text` in feedback.py turns it into Tango's sentence."""
+
+    SUCCESS = "success"
+    TIMEOUT = "timeout"
+    COPY_IN_FAILED = "copy_in_failed"
+    OS_ERROR = "os_error"
+    COPY_OUT_FAILED = "copy_out_failed"
+    OUTPUT_TOO_LONG = "output_too_long"
+    CANCELLED = "cancelled"
+    GAVE_UP = "gave_up"
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run may use. Fixed when the job is added."""
+
+    timeout_s: int
+    output_bytes: int
+    """Feedback kept; longer output keeps its first and last half."""
+    output_stop_bytes: int
+    """Output that ends the job."""
+    file_bytes: int
+    """The largest single file the job may write."""
+    processes: int
+    disk_bytes: int
+    """Size of the writable home."""
+    memory_bytes: int
+    cores: float
+
+
+class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What is fixed when a machine is created, and so what tells two pools apart."""
+
+    image: str
+    network: bool
+    cores: float
+    memory_bytes: int
+    processes: int
+    disk_bytes: int
+
+
+class PinnedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One input of a job: the upload it came from and the name it gets on the machine."""
+
+    local: str
+    dest: str
+    size: int
+    md5: str
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as it was accepted. Never changes afterwards."""
+
+    v: int = RECORD_VERSION
+    name: str
+    lab: str
+    """The courselab's directory in the store, `<key>-<courselab>`; never shown with its key."""
+    courselab: str
+    image: str
+    output_name: str
+    pin: str
+    """The store's handle on the inputs as they stood when the job was accepted."""
+    files: tuple[PinnedFile, ...]
+    limits: Limits
+    network: bool = True
+    callback_url: str | None = None
+
+    def machine(self) -> MachineSpec:
+        """The machine this job needs."""
+        return MachineSpec(
+            image=self.image,
+            network=self.network,
+            cores=self.limits.cores,
+            memory_bytes=self.limits.memory_bytes,
+            processes=self.limits.processes,
+            disk_bytes=self.limits.disk_bytes,
+        )
+
+
+class TraceLine(msgspec.Struct, frozen=True, array_like=True):
+    """One dated event of a job's life."""
+
+    at_ms: int
+    text: str
+
+
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as the queue knows it now."""
+
+    id: int
+    spec: JobSpec
+    state: JobState
+    added_ms: int
+    attempts: int = 0
+    retries: int = 0
+    seq: int = 0
+    machine: str = ""
+    started_ms: int = 0
+    ended_ms: int = 0
+    verdict: Verdict | None = None
+    output_ref: str = ""
+    """The store's handle on the feedback; empty when the job died with no dispatcher."""
+    note: str = ""
+    """The short feedback of a job that died with no dispatcher."""
+    trace: tuple[TraceLine, ...] = ()
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """The right to run a job, valid while `seq` is the job's and the lease is extended."""
+
+    id: int
+    seq: int
+    attempt: int
+    """Counts from 1, for people; `seq` is what is checked."""
+    added_ms: int
+    spec: JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file on its way into a machine. `chunks` yields exactly `size` bytes."""
+
+    name: str
+    size: int
+    chunks: Callable[[], AsyncIterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A sandbox, container or VM that a VMMS made.
+
+    `nonce` is the secret that its bootstrap expects at the end of the files.
+    """
+
+    id: str
+    spec: MachineSpec
+    nonce: str
+    owner: str = ""
+    """The dispatcher instance that made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a machine's run ended, as the engine or its exit record tells.
+
+    `code` follows the shell: 128 + n for signal n. A run that the bootstrap's own timer ended has
+    `timed_out` set, also when no dispatcher was there to see it.
+    """
+
+    code: int
+    timed_out: bool = False
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a VMMS can do beyond running a job: asked, never assumed."""
+
+    adopt: bool = False
+    """Machines outlive the dispatcher and can be followed by the next one."""
+    prestart: bool = False
+    """Machines can be made before their job is known."""
+    load_images: bool = False
+    network: bool = False
+    """Jobs can be given a network."""
+
+
+class PoolState(msgspec.Struct, frozen=True, kw_only=True):
+    """The machines a dispatcher has for one image: numbers that Tango's clients call ids."""
+
+    total: tuple[int, ...] = ()
+    free: tuple[int, ...] = ()
+
+
+class DispatcherRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a dispatcher publishes of itself at every beat; kept after it dies."""
+
+    v: int = RECORD_VERSION
+    install: str
+    """Names the host's installation; stays the same over restarts."""
+    instance: str
+    """Names this process; new at every start."""
+    host: str
+    vmms: str
+    version: str
+    images: tuple[str, ...]
+    loads_images: bool = False
+    slots: int
+    busy: int
+    started_ms: int = 0
+    beat_ms: int = 0
+    pools: dict[str, PoolState] = msgspec.field(default_factory=dict)
+    healthy: bool = True
+    problem: str = ""

@@ -1,0 +1,69 @@
+"""The one place where a client's word becomes something a path, a command or a header may hold.
+
+Checked once, at the edge; everything behind it trusts the names it is given.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from .errors import BadName
+
+MAX_NAME_BYTES = 255
+"""Longest file name that Linux's file systems take."""
+
+MAX_JOB_NAME_CHARS = 1024
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_IMAGE = re.compile(rf"{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?", re.ASCII)
+
+RESERVED_PREFIX = ".tango"
+"""Names the store and the bootstrap use for themselves."""
+
+
+def file_name(raw: str, what: str) -> str:
+    """One path component, as sent by a client. `what` names it in the error.
+
+    Raises BadName for anything that is not exactly one component of valid text.
+    """
+    problem = _problem(raw)
+    if problem:
+        raise BadName(f"Bad {what}: {problem}")
+    return raw
+
+
+def _problem(raw: str) -> str | None:
+    try:
+        size = len(raw.encode())
+    except UnicodeEncodeError:
+        return "not valid UTF-8"
+    if not raw:
+        return "empty"
+    if size > MAX_NAME_BYTES:
+        return f"longer than {MAX_NAME_BYTES} bytes"
+    if "/" in raw or raw in (".", ".."):
+        return "not a plain file name"
+    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in raw):
+        return "control characters"
+    if raw.startswith(RESERVED_PREFIX):
+        return f"names that begin with {RESERVED_PREFIX} are reserved"
+    return None
+
+
+def image_name(raw: str) -> str:
+    """A VM image's name. `:latest` is dropped, so that both spellings are one image."""
+    if len(raw) > MAX_NAME_BYTES or not _IMAGE.fullmatch(raw):
+        raise BadName("Bad image: expected a name such as autograding_image, group/name or name:tag")
+    return raw.removesuffix(":latest")
+
+
+def job_name(raw: str) -> str:
+    """A job's name, fit to stand in one line of the feedback's header.
+
+    Characters that would break the line or hide others are replaced by `?`, so that what follows
+    still ends with the submitter's address, which Autolab looks for.
+    """
+    if len(raw) > MAX_JOB_NAME_CHARS:
+        raise BadName(f"Bad jobName: longer than {MAX_JOB_NAME_CHARS} characters")
+    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in raw)

@@ -1,0 +1,94 @@
+"""What every back-end (VMMS, in Tango's word) promises, and how one is found by name.
+
+A machine's life:  initialize_vm → wait_vm → copy_in → run_job ∥ copy_out → destroy_vm
+
+The job starts by itself when the last byte of its files has arrived (bootstrap.py), so that a
+machine can be started before its job is known and no second call is needed to run it. `run_job` and
+`copy_out` only follow it; they can be called again, by another process, after `adopt`.
+
+A third party adds a back-end as `package.module:Class` without touching this package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+from ..config import Settings
+from ..errors import ConfigError
+from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
+
+
+class Vmms(Protocol):
+    """One back-end on one host. All calls raise VmmsError's family and nothing else.
+
+    None of them has a time limit of its own: the caller sets one with `asyncio.timeout`, and every
+    call can be cancelled at any await without leaking more than a machine that `get_vms` then shows.
+    """
+
+    name: str
+    capabilities: Capabilities
+
+    async def open(self) -> None:
+        """Probes the engine. Raises VmmsUnavailable, saying what to install or to change."""
+
+    async def close(self) -> None:
+        """Lets the engine go; machines stay as they are."""
+
+    async def get_images(self) -> list[str]:
+        """The images that a job may name, without `:latest`."""
+
+    async def load_image(self, name: str, archive: AsyncIterator[bytes]) -> None:
+        """Loads a `docker save` archive under `name`; only where `capabilities.load_images`."""
+
+    async def initialize_vm(self, spec: MachineSpec, owner: str) -> Machine:
+        """Makes and starts a machine, labelled with `owner`. Raises ImageNotFound."""
+
+    async def wait_vm(self, machine: Machine) -> None:
+        """Returns when the machine takes files."""
+
+    async def copy_in(self, machine: Machine, files: Sequence[InputFile], limits: Limits) -> None:
+        """Sends the files; the program starts when the last byte has arrived."""
+
+    async def run_job(self, machine: Machine) -> Exit:
+        """Waits for the program's end.
+
+        Raises NotStarted if it never began (nothing of the job was executed), MachineLost if the
+        machine vanished under it.
+        """
+
+    def copy_out(self, machine: Machine) -> AsyncIterator[bytes]:
+        """The program's output, byte-exact and from its first byte, followed until it ends."""
+
+    async def destroy_vm(self, machine: Machine) -> None:
+        """Kills and removes the machine with all its processes and files; one that is gone is no error."""
+
+    async def get_vms(self) -> list[Machine]:
+        """Every machine that carries this installation's label, whoever made it, running or ended."""
+
+    async def adopt(self, machine: Machine) -> None:
+        """Takes over a machine that `get_vms` listed, so that run_job and copy_out follow it."""
+
+
+Factory = Callable[[Settings, str], Vmms]
+"""Called with the settings and the installation's id."""
+
+KNOWN = {
+    "localSandbox": "tango_async.vmms.sandbox:LocalSandbox",
+    "localDocker": "tango_async.vmms.docker:LocalDocker",
+}
+
+
+def load(name: str, settings: Settings, install: str) -> Vmms:
+    """The back-end of that name. Raises ConfigError if there is none, or what it needs is not installed."""
+    target = KNOWN.get(name, name)
+    module_name, _, attribute = target.partition(":")
+    if not attribute:
+        known = ", ".join(sorted(KNOWN))
+        raise ConfigError(f"dispatcher.vmms: unknown VMMS {name!r}; known: {known}, or package.module:Class")
+    try:
+        factory: Factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as e:
+        raise ConfigError(f"dispatcher.vmms: {name} cannot be loaded: {e}") from e
+    return factory(settings, install)

@@ -1,0 +1,135 @@
+"""How a job reaches any machine and starts there: one `sh` script and the archive that it reads.
+
+The machine runs SCRIPT with its standard input open. The dispatcher sends one tar; its last member
+is a file named after the machine's nonce, and holds the run's limits. A tar that was cut off at a
+member boundary unpacks without an error, so without that file nothing runs. Then the script writes
+the mark (one line with the nonce) as the very first bytes of the output, runs `make` under
+`timeout`, and exits with make's status.
+
+Exit codes FAILED_FIRST..FAILED_LAST mean that the program did not start; the script never lets
+make's own status fall among them. TIMED_OUT means that the timer ended it: `timeout` itself dies of
+the KILL that it sends its group, so the script tells the two apart by the clock of /proc/uptime.
+The job can forge none of this to harm anything but itself.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import AsyncIterator, Sequence
+
+from ..errors import StoreError
+from ..model import Exit, InputFile, Limits
+
+WORK_DIR = "/home/autograde/autolab"
+"""Where Tango's jobs find their files."""
+
+HOME = "/home/autograde"
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+FAILED_FIRST, FAILED_LAST = 90, 99
+TIMED_OUT = 124
+
+REASONS = {
+    90: "the work directory cannot be made",
+    91: "the files could not be unpacked",
+    92: "the files arrived incompletely",
+    93: "make or timeout is not installed in the image",
+    94: "a limit could not be set",
+}
+
+SCRIPT = r"""
+nonce=$1 dir=$2
+mkdir -p "$dir" 2>/dev/null; cd "$dir" || exit 90
+why=$(tar -xmf - 2>&1) || { echo "$why"; exit 91; }
+order=.tango-$nonce
+[ -f "$order" ] && read -r seen limit_s blocks processes <"$order" && [ "$seen" = "$nonce" ] || exit 92
+rm -f "$order"
+command -v make >/dev/null && command -v timeout >/dev/null || exit 93
+ulimit -c 0; ulimit -f "$blocks" || exit 94
+if [ "$processes" -gt 0 ]; then
+  ulimit -p "$processes" 2>/dev/null || ulimit -u "$processes" 2>/dev/null || exit 94
+fi
+clock() { read -r up rest </proc/uptime; now=${up%.*}${up#*.}; }
+clock; begun=$now
+exec </dev/null 2>&1
+echo "tango-started $nonce"
+timeout -s KILL "$limit_s" make
+code=$?
+if [ $code -eq 137 ] || [ $code -eq 124 ]; then
+  clock
+  if [ $((now - begun)) -ge $((limit_s * 100 - 5)) ]; then code=124; else code=137; fi
+fi
+if [ $code -ge 90 ] && [ $code -le 99 ]; then code=1; fi
+exit $code
+"""
+
+_BLOCK = 512
+_END = bytes(2 * _BLOCK)
+
+
+def command(nonce: str) -> list[str]:
+    """The machine's main process."""
+    return ["/bin/sh", "-c", SCRIPT, "tango", nonce, WORK_DIR]
+
+
+def mark(nonce: str) -> bytes:
+    """The first bytes of the output of every run that started."""
+    return f"tango-started {nonce}\n".encode()
+
+
+async def archive(
+    files: Sequence[InputFile], nonce: str, limits: Limits, *, processes: int
+) -> AsyncIterator[bytes]:
+    """The tar that a machine reads. `processes` is 0 where the engine limits them better.
+
+    Raises StoreError if a file is not as long as it was said to be: the nonce is then never sent.
+    """
+    for file in files:
+        yield _header(file.name, file.size)
+        sent = 0
+        async for chunk in file.chunks():
+            sent += len(chunk)
+            yield chunk
+        if sent != file.size:
+            raise StoreError(f"{file.name}: {sent} of {file.size} bytes")
+        if sent % _BLOCK:
+            yield bytes(_BLOCK - sent % _BLOCK)
+    order = f"{nonce} {limits.timeout_s} {-(-limits.file_bytes // _BLOCK)} {processes}\n".encode()
+    yield _header(f".tango-{nonce}", len(order)) + order + bytes(-len(order) % _BLOCK) + _END
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o600
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8")
+
+
+async def after_mark(output: AsyncIterator[bytes], nonce: str) -> AsyncIterator[bytes]:
+    """The program's own output: `output` without the mark; nothing if the mark never came."""
+    expected = mark(nonce)
+    head: bytes | None = b""
+    async for chunk in output:
+        if head is None:
+            yield chunk
+            continue
+        head += chunk
+        if len(head) >= len(expected):
+            if not head.startswith(expected):
+                return
+            rest, head = head[len(expected) :], None
+            if rest:
+                yield rest
+
+
+def ended(code: int, *, out_of_memory: bool = False) -> Exit:
+    """The meaning of an exit code of a run that started."""
+    return Exit(code=code, timed_out=code == TIMED_OUT, out_of_memory=out_of_memory)
+
+
+def why_not_started(code: int, said: bytes = b"") -> str:
+    """A sentence for a run whose mark never came."""
+    reason = REASONS.get(code, f"the machine ended with status {code} before the program began")
+    detail = said[:300].decode(errors="replace").strip()
+    return f"{reason}: {detail}" if detail else reason
