@@ -90,6 +90,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     network: bool = True
     callback_url: str | None = None
+    notes: tuple[str, ...] = ()
+    """What the trace says of how the request was read, such as a timeout cut to the most allowed."""
 
     def machine(self) -> MachineSpec:
         """The machine this job needs."""
@@ -140,6 +142,21 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """Counts from 1, for people; `seq` is what is checked."""
     added_ms: int
     spec: JobSpec
+
+
+class Due(msgspec.Struct, frozen=True, kw_only=True):
+    """A callback to deliver now."""
+
+    id: int
+    url: str
+    tries: int
+    """Deliveries tried before."""
+    attempt: int
+    verdict: Verdict
+    output_ref: str
+    note: str
+    since_end_s: float
+    output_name: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,50 @@
+"""Every key in Redis and what it holds. The scripts in lua/ use the same names.
+
+All begin with the prefix of the settings (`tango:`). Times are milliseconds by the server's clock.
+
+| key                 | kind   | holds                                                                    |
+|---------------------|--------|--------------------------------------------------------------------------|
+| ids                 | string | the last job id given                                                    |
+| seq                 | string | the last fence given; drawn by claim and by adopt                        |
+| server              | hash   | run_id of the server last greeted, quiet_until: nothing is reaped before,|
+|                     |        | clock: when upkeep last looked                                           |
+| job:<id>            | hash   | one job; fields below                                                    |
+| same:<fingerprint>  | string | the id that an identical addJob gets; expires                            |
+| pins                | hash   | pin → id, for every live job                                             |
+| queued              | zset   | id → order, every queued job                                             |
+| wait:<class>        | zset   | id → order, the queued jobs of one requirement class                     |
+| bell:<class>        | list   | a token for each job added lately, bounded; carries nothing, BLPOP wakes |
+| held                | zset   | id → end of its lease, every assigned or running job                     |
+| machines            | hash   | machine → id of the job that was started on it                           |
+| claim:<instance>    | hash   | a dispatcher's last claim request, its job and seq; expires              |
+| dead                | zset   | id → when it ended; the history                                          |
+| outputs:<lab>       | hash   | output name → the newest job added under it                              |
+| live:<id>           | string | the output so far of a running job; expires                              |
+| outbox              | zset   | id → when its callback is due                                            |
+| unsent              | zset   | id → when its callback was given up                                      |
+| counters            | hash   | the numbers of /info                                                     |
+| dispatchers         | hash   | install → what it last published of itself                               |
+| beats               | hash   | install → when                                                           |
+| control:<instance>  | list   | a token to make a dispatcher look at its jobs and orders now, bounded    |
+| pools               | hash   | image → the wanted number of prepared machines                           |
+| builds              | hash   | image and archive → build order and each host's verdict                  |
+| upkeep              | string | which dispatcher does the upkeep; expires                                |
+
+Fields of a job: spec (msgpack), class, state, order, added_ms, lab, out, pin, attempts, retries,
+seq, holder, machine, started_ms, ended_ms, ended_seq, verdict, output, note, intent, trace, cb
+(its callback URL, if any), cb_min_ms and cb_wait_ms (settings when it was added), answered_ms
+(when the answer that gave its id was last flushed), cb_tries, cb_log, cb_done_ms.
+"""
+
+from __future__ import annotations
+
+BELLS_MAX = 64
+"""Tokens in one bell; a lost or a missing one costs one BLPOP timeout."""
+
+
+def bell(prefix: str, kind: str) -> str:
+    return f"{prefix}bell:{kind}"
+
+
+def control(prefix: str, instance: str) -> str:
+    return f"{prefix}control:{instance}"

