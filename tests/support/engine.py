@@ -1,0 +1,196 @@
+"""A Docker engine of the tests' own, or the one that is already there.
+
+The private engine lives in network, mount and pid namespaces of its own: its bridge and its rules
+never meet another engine's (a second dockerd in one network namespace can delete the first one's
+docker0), its mounts and processes end with the namespaces, also when the test run is killed. Its
+files are on a real disk, since overlay2 does not work on top of another overlay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+DEFAULT_SOCKET = "/var/run/docker.sock"
+
+_HOLDER = "mount -t tmpfs tmpfs /run && echo ready && while :; do sleep 3600 & wait $!; done"
+"""Init of the namespaces. A /run of its own, since containerd keeps sockets at a fixed place there."""
+
+
+class Engine:
+    """An engine that answers on a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.host = f"unix://{path}"
+
+    def call(self, method: str, path: str, body: bytes | None = None, **query: object) -> tuple[int, bytes]:
+        """One API call, without the client under test."""
+        connection = _UnixConnection(self.path)
+        parameters = "&".join(f"{k}={quote(v if isinstance(v, str) else json.dumps(v))}" for k, v in query.items())
+        kind = "application/json" if body is None or body[:1] == b"{" else "application/x-tar"
+        try:
+            connection.request(method, f"{path}?{parameters}", body, {"Content-Type": kind})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def get(self, path: str, **query: object) -> Any:
+        status, body = self.call("GET", path, **query)
+        if status >= 400:
+            raise RuntimeError(f"{path}: {status} {body[:200]!r}")
+        return json.loads(body)
+
+    def answers(self) -> bool:
+        try:
+            return self.call("GET", "/_ping") == (200, b"OK")
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def containers(self, *labels: str) -> list[str]:
+        """Ids of all containers, or of those with all these labels."""
+        return [c["Id"] for c in self.get("/containers/json", all=1, filters={"label": list(labels)})]
+
+    def remove(self, container: str) -> None:
+        self.call("DELETE", f"/containers/{container}", force="1", v="1")
+
+
+class PrivateEngine(Engine):
+    """dockerd as a child of this process, restarted and killed at will."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="tango-engine-", dir="/var/tmp"))
+        super().__init__(str(self.directory / "docker.sock"))
+        self._cgroup = f"tango-test-{self.directory.name.rpartition('-')[2]}"
+        (self.directory / "daemon.json").write_text("{}")
+        self._holder: subprocess.Popen[bytes] | None = None
+        self._daemon: subprocess.Popen[bytes] | None = None
+
+    @staticmethod
+    def missing() -> str:
+        """What this machine lacks for a private engine; empty if nothing."""
+        if os.geteuid() != 0:
+            return "not root"
+        absent = [p for p in ("dockerd", "iptables", "unshare", "nsenter", "setpriv") if shutil.which(p) is None]
+        return f"not installed: {', '.join(absent)}" if absent else ""
+
+    def start(self) -> None:
+        """Raises RuntimeError with the end of dockerd's log if it does not come up."""
+        if self._holder is None:
+            self._hold()
+        for stale in ("pid", "exec/containerd/containerd.pid"):
+            (self.directory / stale).unlink(missing_ok=True)
+        with (self.directory / "log").open("ab") as log:
+            self._daemon = subprocess.Popen(self._command(), stdout=log, stderr=log, cwd="/")
+        for _ in range(600):
+            if self.answers():
+                return
+            if self._daemon.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise RuntimeError((self.directory / "log").read_text(errors="replace")[-800:])
+
+    def _hold(self) -> None:
+        namespaces = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        command = ["setpriv", "--pdeathsig", "KILL", *namespaces, "sh", "-c", _HOLDER]
+        self._holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/")
+        assert self._holder.stdout is not None
+        if self._holder.stdout.readline() != b"ready\n":
+            raise RuntimeError("namespaces cannot be made here")
+
+    def _command(self) -> list[str]:
+        assert self._holder is not None
+        d = self.directory
+        enter = ["nsenter", "--target", str(_child(self._holder.pid)), "--net", "--mount", "--pid"]
+        places = ["--data-root", f"{d}/data", "--exec-root", f"{d}/exec", "--pidfile", f"{d}/pid"]
+        options = ["--config-file", f"{d}/daemon.json", "--cgroup-parent", f"/{self._cgroup}", "--live-restore"]
+        return [*enter, "dockerd", "-H", self.host, *places, *options]
+
+    @property
+    def pid(self) -> int:
+        """dockerd's own pid, as seen from here."""
+        assert self._daemon is not None
+        return _child(self._daemon.pid)
+
+    def send(self, sig: signal.Signals) -> None:
+        os.kill(self.pid, sig)
+
+    def kill(self) -> None:
+        """kill -9 of dockerd, and reap; containers run on."""
+        assert self._daemon is not None
+        self.send(signal.SIGKILL)
+        self._daemon.wait(30)
+        self._daemon = None
+
+    def stop(self) -> None:
+        """Ends everything and leaves no file, mount, process or cgroup."""
+        if self._daemon is not None and self._daemon.poll() is None:
+            self.send(signal.SIGCONT)
+            if self.answers():
+                for container in self.containers():
+                    self.remove(container)
+            self.send(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._daemon.wait(20)
+        if self._holder is not None:
+            self._holder.kill()
+            self._holder.wait(20)
+            assert self._holder.stdout is not None
+            self._holder.stdout.close()
+        if self._daemon is not None:
+            self._daemon.wait(20)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for _ in range(100):
+            shutil.rmtree(self.directory, ignore_errors=True)
+            for top in Path("/sys/fs/cgroup").glob(f"**/{self._cgroup}"):
+                for path, _, _ in os.walk(top, topdown=False):
+                    with contextlib.suppress(OSError):
+                        Path(path).rmdir()
+            if not self.directory.exists():
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"{self.directory} cannot be removed")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(60)
+        self.sock.connect(self._path)
+
+
+def _child(pid: int) -> int:
+    """The only child of a process that forks and waits."""
+    for _ in range(200):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if children:
+            return int(children[0])
+        time.sleep(0.01)
+    raise RuntimeError(f"process {pid} has no child")
+
+
+def present_engine() -> Engine | None:
+    """The engine of this machine, if it answers."""
+    host = os.environ.get("DOCKER_HOST", "") or f"unix://{DEFAULT_SOCKET}"
+    if not host.startswith("unix://"):
+        return None
+    engine = Engine(host.removeprefix("unix://"))
+    return engine if engine.answers() else None
