@@ -1,0 +1,353 @@
+"""The courselab store on a directory, in Tango's layout, since operators and some clients look there.
+
+    <labs>/<lab>/<file>             uploads
+    <labs>/<lab>/output/<name>      finished feedbacks: a projection, links to those below
+    <labs>/.tango/tmp/              files on their way in
+    <labs>/.tango/pins/<pin>.<n>    the jobs' holds on their inputs
+    <labs>/.tango/outputs/<ref>     finished feedbacks
+    <labs>/.tango/images/<md5>      image archives
+    <labs>/.tango/mark              the high-water mark of job ids
+
+Everything is on one file system, so that whatever arrives is made whole in tmp and then renamed. An
+upload never changes a file but replaces it, and so a pin is a hard link: it keeps its file when the
+name is given to another or removed. Whoever edits a file of a courselab in place, not through this
+service, edits it for waiting jobs too; their files no longer have the md5 they were accepted with,
+and reading them fails rather than grade with something else. To change a file by hand, replace it
+(write another one, then rename).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, ParamSpec, TypeVar
+
+from ..config import Store
+from ..errors import BadName, NotFound, StoreError, TangoError
+from ..model import InputFile, PinnedFile
+from ..names import RESERVED_PREFIX, file_name
+from .base import Pin, StoredFile
+from .disk import BLOCK, Batches, Incoming, Md5s, link_or_copy, remove, store_error, sync_folder
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+OUTPUT = "output"
+"""Tango's name of the directory of feedbacks in a courselab, and so no name for an upload."""
+
+BATCH = 1 << 20
+"""Bytes of a body that are gathered before a thread writes them."""
+
+_PIN = re.compile(r"(?P<made>[0-9a-f]{1,16})-[0-9a-f]{24}-(?P<count>[0-9]{1,6})")
+"""When it was made (a link has no age of its own), what makes it unique, how many files it holds."""
+
+
+class Wish(NamedTuple):
+    """A pin that is asked for."""
+
+    lab: str
+    wanted: Sequence[tuple[str, str]]
+
+
+class LocalStore:
+    """A FileStore on a local directory, which several processes may share."""
+
+    def __init__(self, settings: Store) -> None:
+        self._labs = settings.labs
+        own = self._labs / RESERVED_PREFIX
+        self._mark = own / "mark"
+        self._tmp, self._pins, self._outputs, self._images = (own / n for n in ("tmp", "pins", "outputs", "images"))
+        try:
+            self._labs.mkdir(parents=True, exist_ok=True)
+            own.mkdir(mode=0o700, exist_ok=True)
+            for folder in (self._tmp, self._pins, self._outputs, self._images):
+                folder.mkdir(exist_ok=True)
+        except OSError as e:
+            raise StoreError(f"{self._labs}: {e.strerror}") from e
+        self._md5s = Md5s()
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="store")
+        # Pins have a thread of their own: addJob must not wait behind a gigabyte being hashed.
+        self._pin_thread = ThreadPoolExecutor(1, thread_name_prefix="store-pins")
+        self._pinning = Batches(self._pin_all, self._pin_thread)
+
+    async def close(self) -> None:
+        self._pin_thread.shutdown(wait=False)
+        self._threads.shutdown(wait=False)
+
+    # -- uploads ---------------------------------------------------------------------------------
+
+    async def open_lab(self, lab: str) -> tuple[bool, dict[str, str]]:
+        return await self._run(self._open_lab, self._folder(lab))
+
+    def _open_lab(self, folder: Path) -> tuple[bool, dict[str, str]]:
+        new = True
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            new = False
+        (folder / OUTPUT).mkdir(exist_ok=True)
+        if new:
+            sync_folder(folder)
+            sync_folder(self._labs)
+            return True, {}
+        with os.scandir(folder) as entries:
+            files = sorted(entry.name for entry in entries if entry.is_file())
+        md5s = {}
+        for name in files:
+            # Removed since, not ours to read, or of a name that no upload can have: it is left out,
+            # and if the client has such a file it sends it again.
+            with contextlib.suppress(OSError, BadName):
+                md5s[file_name(name, "file")] = self._md5s.of(folder / name)[1]
+        return False, md5s
+
+    async def put(self, lab: str, name: str, body: AsyncIterator[bytes]) -> bool:
+        folder = self._folder(lab)
+        target = folder / file_name(name, "Filename")
+        if name == OUTPUT:
+            raise BadName(f"Bad Filename: {OUTPUT} is the directory of the feedbacks")
+        if not folder.is_dir():
+            raise NotFound("Courselab not found")
+        async with self._received(body) as incoming:
+            return await self._run(self._place, incoming, target)
+
+    def _place(self, incoming: Incoming, target: Path) -> bool:
+        with contextlib.suppress(OSError):
+            if target.stat().st_size == incoming.size and self._md5s.of(target)[1] == incoming.md5:
+                sync_folder(target.parent)  # whoever sent it first may not have come so far yet
+                return False
+        incoming.finish()
+        self._md5s.learn(incoming.path, incoming.md5)
+        try:
+            incoming.path.replace(target)
+            sync_folder(target.parent)
+        except FileNotFoundError as e:
+            raise NotFound("Courselab not found") from e
+        except IsADirectoryError as e:
+            raise BadName("Bad Filename: there is a directory of that name") from e
+        return True
+
+    @contextlib.asynccontextmanager
+    async def _received(self, body: AsyncIterator[bytes]) -> AsyncIterator[Incoming]:
+        """The whole body in a temporary file, which is gone afterwards unless it was renamed."""
+        incoming = Incoming(self._tmp)
+        try:
+            waiting: list[bytes] = []
+            size = 0
+            async for chunk in body:
+                waiting.append(chunk)
+                size += len(chunk)
+                if size >= BATCH:
+                    await self._run(incoming.write, waiting)
+                    waiting, size = [], 0
+            await self._run(incoming.write, waiting)
+            yield incoming
+        finally:
+            # Shielded: a drop that waits for its thread must happen also when the caller is cancelled.
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, incoming.drop))
+
+    # -- pins ------------------------------------------------------------------------------------
+
+    async def pin(self, lab: str, wanted: Sequence[tuple[str, str]]) -> Pin:
+        try:
+            return await self._pinning.ask(Wish(lab, wanted))
+        except OSError as e:
+            raise store_error(e) from e
+
+    def _pin_all(self, wishes: list[Wish]) -> list[Pin | Exception]:
+        made: list[Pin | Exception] = []
+        for wish in wishes:
+            try:
+                made.append(self._pin(wish))
+            except (OSError, TangoError) as e:
+                made.append(e)
+        sync_folder(self._pins)
+        return made
+
+    def _pin(self, wish: Wish) -> Pin:
+        folder = self._folder(wish.lab)
+        if not folder.is_dir():
+            raise NotFound("Courselab not found")
+        pin = f"{int(time.time()):x}-{secrets.token_hex(12)}-{len(wish.wanted)}"
+        held, missing = [], []
+        try:
+            for (local, dest), to in zip(wish.wanted, self._pinned(pin), strict=True):
+                try:
+                    size, md5 = self._hold(folder / file_name(local, "localFile"), to)
+                    held.append(PinnedFile(local=local, dest=dest, size=size, md5=md5))
+                except FileNotFoundError:
+                    missing.append(f"Input file not found: {local}")
+            if missing:
+                raise NotFound("\n".join(missing))
+        except BaseException:
+            remove(self._pinned(pin))
+            raise
+        return Pin(id=pin, files=tuple(held))
+
+    def _hold(self, source: Path, to: Path) -> tuple[int, str]:
+        if not source.is_file():
+            raise FileNotFoundError
+        link_or_copy(source, to)
+        # Of what is held now, which an upload at this moment cannot change any more.
+        return self._md5s.of(to)
+
+    def _pinned(self, pin: str) -> list[Path]:
+        parts = _PIN.fullmatch(pin)
+        if parts is None:
+            raise BadName("Bad pin")
+        return [self._pins / f"{pin}.{n}" for n in range(int(parts["count"]))]
+
+    async def unpin(self, pin: str) -> None:
+        await self._run(remove, self._pinned(pin))
+
+    def inputs(self, pin: str, files: Sequence[PinnedFile]) -> list[InputFile]:
+        paths = self._pinned(pin)
+        return [
+            InputFile(name=f.dest, size=f.size, chunks=partial(self._chunks, path, f))
+            for path, f in zip(paths, files, strict=True)
+        ]
+
+    async def _chunks(self, path: Path, expected: PinnedFile) -> AsyncIterator[bytes]:
+        file = await self._run(path.open, "rb")
+        try:
+            digest = hashlib.md5(usedforsecurity=False)
+            left = expected.size
+            while left > 0:
+                chunk = await self._run(_read, file, min(BLOCK, left), digest.update)
+                left -= len(chunk)
+                if not chunk or (left == 0 and digest.hexdigest() != expected.md5):
+                    raise StoreError(f"{expected.local} was edited in place after the job was added")
+                yield chunk
+        finally:
+            file.close()
+
+    # -- outputs ---------------------------------------------------------------------------------
+
+    async def put_output(self, ref: str, lab: str, output_name: str, body: bytes) -> None:
+        stored = self._outputs / file_name(ref, "reference")
+        shown = self._folder(lab) / OUTPUT / file_name(output_name, "output_file")
+        await self._run(self._put_output, stored, shown, body)
+
+    def _put_output(self, stored: Path, shown: Path, body: bytes) -> None:
+        self._write(stored, body)
+        link = self._tmp / secrets.token_hex(16)
+        try:
+            shown.parent.mkdir(exist_ok=True)
+            link_or_copy(stored, link)
+            link.replace(shown)
+        except OSError as e:
+            log.warning("a feedback cannot be shown in the courselab's %s directory: %s", OUTPUT, e.strerror)
+        finally:
+            # rename() does nothing if both names are the same file already.
+            link.unlink(missing_ok=True)
+
+    def _write(self, target: Path, body: bytes) -> None:
+        """Replaces a file of ours, whole and durable."""
+        incoming = Incoming(self._tmp)
+        try:
+            incoming.write([body])
+            incoming.finish()
+            incoming.path.replace(target)
+            sync_folder(target.parent)
+        finally:
+            incoming.drop()
+
+    async def output(self, ref: str) -> StoredFile:
+        return await self._run(_stored, self._outputs / file_name(ref, "reference"), "Output file not found")
+
+    async def drop_output(self, ref: str) -> None:
+        await self._run(remove, [self._outputs / file_name(ref, "reference")])
+
+    # -- images ----------------------------------------------------------------------------------
+
+    async def put_image(self, body: AsyncIterator[bytes]) -> str:
+        async with self._received(body) as incoming:
+            return await self._run(self._place_image, incoming)
+
+    def _place_image(self, incoming: Incoming) -> str:
+        target = self._images / incoming.md5
+        try:
+            os.utime(target)  # it is wanted again, and so young again
+        except FileNotFoundError:
+            incoming.finish()
+            incoming.path.replace(target)
+            sync_folder(self._images)
+        return incoming.md5
+
+    async def image(self, ref: str) -> StoredFile:
+        return await self._run(_stored, self._images / file_name(ref, "reference"), "Image archive not found")
+
+    # -- upkeep ----------------------------------------------------------------------------------
+
+    async def sweep(self, live_pins: set[str], age_s: float) -> int:
+        return await self._run(self._sweep, live_pins, time.time() - age_s)
+
+    def _sweep(self, live_pins: set[str], before: float) -> int:
+        old = [path for path in self._pins.iterdir() if self._is_stray(path.name, live_pins, before)]
+        for folder in (self._tmp, self._images):
+            for path in folder.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_mtime < before:
+                        old.append(path)
+        return remove(old)
+
+    @staticmethod
+    def _is_stray(name: str, live_pins: set[str], before: float) -> bool:
+        pin, _, _ = name.rpartition(".")
+        parts = _PIN.fullmatch(pin)
+        return parts is not None and pin not in live_pins and int(parts["made"], 16) < before
+
+    async def raise_mark(self, at_least: int) -> int:
+        return await self._run(self._raise_mark, at_least)
+
+    def _raise_mark(self, at_least: int) -> int:
+        with self._mark.with_suffix(".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                mark = int(self._mark.read_text())
+            except FileNotFoundError:
+                mark = 0
+            except ValueError as e:
+                raise StoreError(f"{self._mark}: expected a number; write the last job id that was given") from e
+            if at_least > mark:
+                mark = at_least
+                self._write(self._mark, b"%d\n" % mark)
+            return mark
+
+    # -- within ----------------------------------------------------------------------------------
+
+    def _folder(self, lab: str) -> Path:
+        return self._labs / file_name(lab, "courselab")
+
+    async def _run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Work that blocks, in one of the store's threads; the system's errors become ours."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
+        except OSError as e:
+            raise store_error(e) from e
+
+
+def _read(file: BinaryIO, size: int, see: Callable[[bytes], None]) -> bytes:
+    chunk = file.read(size)
+    see(chunk)
+    return chunk
+
+
+def _stored(path: Path, otherwise: str) -> StoredFile:
+    try:
+        return StoredFile(size=path.stat().st_size, path=path)
+    except FileNotFoundError as e:
+        raise NotFound(otherwise) from e
