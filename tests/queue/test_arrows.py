@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import msgspec
 import pytest
-from support.jobs import spec
 
+from support.jobs import spec
 from tango_async.config import Settings
 from tango_async.errors import QueueFull, QueueUnavailable
 from tango_async.model import Claim, JobState, Verdict
@@ -232,7 +232,8 @@ async def test_ids_rise_above_the_mark_when_redis_comes_back_empty(settings: Set
     first = Queue(settings, marks=raise_mark)
     last = [await add(first) for _ in range(3)][-1]
     await first.close()
-    emptied = msgspec.structs.replace(settings, queue=msgspec.structs.replace(settings.queue, prefix="e:" + uuid4().hex))
+    nothing_in_it = msgspec.structs.replace(settings.queue, prefix="e:" + uuid4().hex)
+    emptied = msgspec.structs.replace(settings, queue=nothing_in_it)
     second = Queue(emptied, marks=raise_mark)
     assert await add(second) > last
     await second.close()

@@ -7,7 +7,7 @@ returned survives a crash of the machine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,11 +25,11 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A finished file: a path to send from, or chunks where the store is not a disk."""
+    """A finished file. Send it from `path` where there is one; `read` works with every store."""
 
     size: int
+    read: Callable[[], AsyncIterator[bytes]]
     path: Path | None = None
-    chunks: AsyncIterator[bytes] | None = None
 
 
 class FileStore(Protocol):
@@ -56,8 +56,11 @@ class FileStore(Protocol):
     def inputs(self, pin: str, files: Sequence[PinnedFile]) -> list[InputFile]:
         """The pinned files, to be streamed into a machine. Their chunks raise StoreError."""
 
-    async def put_output(self, ref: str, lab: str, output_name: str, body: bytes) -> None:
-        """Stores a finished feedback under `ref` for good and shows it as Tango's `output/<name>`."""
+    async def put_output(self, ref: str, body: bytes) -> None:
+        """Stores a finished feedback under `ref` for good; the same again is no error."""
+
+    async def show_output(self, ref: str, lab: str, output_name: str) -> None:
+        """Shows a stored feedback as Tango's `output/<name>`, for those who look there. Never fails a job."""
 
     async def output(self, ref: str) -> StoredFile:
         """A finished feedback. Raises NotFound."""

@@ -235,13 +235,15 @@ class LocalStore:
 
     # -- outputs ---------------------------------------------------------------------------------
 
-    async def put_output(self, ref: str, lab: str, output_name: str, body: bytes) -> None:
+    async def put_output(self, ref: str, body: bytes) -> None:
+        await self._run(self._write, self._outputs / file_name(ref, "reference"), body)
+
+    async def show_output(self, ref: str, lab: str, output_name: str) -> None:
         stored = self._outputs / file_name(ref, "reference")
         shown = self._folder(lab) / OUTPUT / file_name(output_name, "output_file")
-        await self._run(self._put_output, stored, shown, body)
+        await self._run(self._show_output, stored, shown)
 
-    def _put_output(self, stored: Path, shown: Path, body: bytes) -> None:
-        self._write(stored, body)
+    def _show_output(self, stored: Path, shown: Path) -> None:
         link = self._tmp / secrets.token_hex(16)
         try:
             shown.parent.mkdir(exist_ok=True)
@@ -265,7 +267,7 @@ class LocalStore:
             incoming.drop()
 
     async def output(self, ref: str) -> StoredFile:
-        return await self._run(_stored, self._outputs / file_name(ref, "reference"), "Output file not found")
+        return await self._stored(self._outputs / file_name(ref, "reference"), "Output file not found")
 
     async def drop_output(self, ref: str) -> None:
         await self._run(remove, [self._outputs / file_name(ref, "reference")])
@@ -287,7 +289,7 @@ class LocalStore:
         return incoming.md5
 
     async def image(self, ref: str) -> StoredFile:
-        return await self._run(_stored, self._images / file_name(ref, "reference"), "Image archive not found")
+        return await self._stored(self._images / file_name(ref, "reference"), "Image archive not found")
 
     # -- upkeep ----------------------------------------------------------------------------------
 
@@ -328,6 +330,23 @@ class LocalStore:
 
     # -- within ----------------------------------------------------------------------------------
 
+    async def _stored(self, path: Path, otherwise: str) -> StoredFile:
+        try:
+            status = await asyncio.to_thread(path.stat)
+        except FileNotFoundError as e:
+            raise NotFound(otherwise) from e
+        except OSError as e:
+            raise store_error(e) from e
+        return StoredFile(size=status.st_size, read=partial(self._contents, path), path=path)
+
+    async def _contents(self, path: Path) -> AsyncIterator[bytes]:
+        file = await self._run(path.open, "rb")
+        try:
+            while chunk := await self._run(_read, file, BLOCK, _unseen):
+                yield chunk
+        finally:
+            file.close()
+
     def _folder(self, lab: str) -> Path:
         return self._labs / file_name(lab, "courselab")
 
@@ -346,8 +365,5 @@ def _read(file: BinaryIO, size: int, see: Callable[[bytes], None]) -> bytes:
     return chunk
 
 
-def _stored(path: Path, otherwise: str) -> StoredFile:
-    try:
-        return StoredFile(size=path.stat().st_size, path=path)
-    except FileNotFoundError as e:
-        raise NotFound(otherwise) from e
+def _unseen(chunk: bytes) -> None:
+    """Takes a chunk whose content nobody checks."""

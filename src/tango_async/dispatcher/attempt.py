@@ -1,0 +1,255 @@
+"""One job on one machine, from claim to end.
+
+Every path ends in `dead`, back in the queue, or with another holder; every machine taken is given
+back, or left running for the next dispatcher to adopt. Cancelling the task means that this
+dispatcher stops: what started is handed over, what did not is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..config import Settings
+from ..errors import (
+    ImageNotFound,
+    MachineLost,
+    NotStarted,
+    QueueUnavailable,
+    Stale,
+    StoreError,
+    VmmsError,
+    VmmsUnavailable,
+)
+from ..feedback import CappedOutput, header, verdict_text
+from ..files.base import FileStore
+from ..model import Claim, Machine, MachineSpec, Verdict
+from ..queue.redis import Answer, Queue
+from ..vmms.base import Vmms
+from .holds import Cancelled, Hold
+from .pool import Lent, Pool
+from .run import LiveOutput, Result, Run
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PAUSE_S = 0.5
+"""Between two tries of writing an ending, while Redis or the disk is away."""
+
+COUNTERS = {
+    Verdict.TIMEOUT: "runjob_timeouts",
+    Verdict.OUTPUT_TOO_LONG: "runjob_errors",
+    Verdict.COPY_IN_FAILED: "copyin_errors",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every attempt of a dispatcher works with."""
+
+    settings: Settings
+    queue: Queue
+    store: FileStore
+    vmms: Vmms
+    pool: Pool
+    later: Callable[[Coroutine[Any, Any, None]], None]
+    """Does work that no result waits for."""
+    unhealthy: Callable[[VmmsUnavailable], None]
+    """Stops claiming until the engine answers again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why an attempt came to nothing, though the job is not to blame."""
+
+    reason: str
+    """Shown to the student if retries are spent; holds nothing of the host's."""
+    counter: str
+    verdict: Verdict = Verdict.GAVE_UP
+    charged: bool = True
+
+
+def fault_of(error: Exception) -> Fault:
+    """What the queue is told of an error."""
+    match error:
+        case VmmsUnavailable():
+            return Fault("The grading host's engine does not answer.", "runjob_errors", charged=False)
+        case ImageNotFound():
+            return Fault("The image is not on the grading host.", "waitvm_timeouts")
+        case NotStarted():
+            return Fault("The program could not be started.", "copyin_errors")
+        case MachineLost():
+            return Fault("The machine was lost.", "runjob_errors", Verdict.OS_ERROR)
+        case VmmsError():
+            return Fault("The machine failed.", "runjob_errors", Verdict.OS_ERROR)
+        case TimeoutError():
+            return Fault("No machine was ready in time.", "waitvm_timeouts")
+        case _:
+            return Fault("The service failed.", "runjob_errors")
+
+
+def machine_spec(claim: Claim, vmms: Vmms) -> MachineSpec:
+    """The machine for a job; where there is no network to give, asking for one makes no other machine."""
+    spec = claim.spec.machine()
+    return spec if vmms.capabilities.network else msgspec.structs.replace(spec, network=False)
+
+
+class Attempt:
+    """One hold of one job."""
+
+    def __init__(self, bench: Bench, hold: Hold) -> None:
+        self._bench = bench
+        self._hold = hold
+        self._claim = hold.claim
+        self._lent: Lent | None = None
+        self._began_ms = int(time.time() * 1000)
+
+    async def run(self) -> None:
+        """Runs the job from its start."""
+        await self._settle(self._fresh())
+
+    async def adopt(self, machine: Machine, since_start_s: float) -> None:
+        """Follows a job that an earlier dispatcher started on the machine."""
+        await self._settle(self._adopted(machine, since_start_s))
+
+    async def _fresh(self) -> None:
+        bench, spec = self._bench, self._claim.spec
+        async with bench.pool.lease(machine_spec(self._claim, bench.vmms)) as lent:
+            self._lent = lent
+            self._hold.check(await self._patiently(lambda: bench.queue.start(self._claim, lent.machine.id)))
+            run = self._run_on(lent)
+            result = await run.send(bench.store.inputs(spec.pin, spec.files), bench.settings.dispatcher.copy_in_s)
+            lent.started = True
+            await self._end(result or await run.follow())
+
+    async def _adopted(self, machine: Machine, since_start_s: float) -> None:
+        async with self._bench.pool.lease_of(machine) as lent:
+            self._lent = lent
+            lent.started = True
+            await self._bench.vmms.adopt(machine)
+            await self._end(await self._run_on(lent).follow(since_start_s))
+
+    def _run_on(self, lent: Lent) -> Run:
+        async def publish(offset: int, data: bytes) -> int:
+            return await self._bench.queue.show(self._claim, offset, data)
+
+        live = LiveOutput(publish, self._bench.settings.limits.live_output_bytes)
+        return Run(self._bench.vmms, lent.machine, self._claim.spec.limits, self._hold, live)
+
+    async def _settle(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does the work; whatever goes wrong in it, the job goes on to one of its states."""
+        claim = self._claim
+        try:
+            await work
+        except Stale:
+            log.warning("job %d: another dispatcher holds it now; this attempt is dropped", claim.id)
+        except Cancelled:
+            await self._end(Result(Verdict.CANCELLED, CappedOutput(0)))
+        except asyncio.CancelledError:
+            # Where the machine was kept, the job stays as it is until the next dispatcher adopts it.
+            if self._lent is None or not self._lent.kept:
+                await self._patiently(lambda: self._bench.queue.retry(claim, "its host is stopping", charged=False))
+            raise
+        except Exception as error:
+            if isinstance(error, VmmsUnavailable):
+                self._bench.unhealthy(error)
+            if isinstance(error, VmmsError | TimeoutError):
+                log.warning("job %d: attempt %d: %s", claim.id, claim.attempt, error or "no machine in time")
+            else:
+                log.exception("job %d: attempt %d", claim.id, claim.attempt)
+            await self._retry(fault_of(error))
+
+    async def _retry(self, fault: Fault) -> None:
+        answer = await self._patiently(
+            lambda: self._bench.queue.retry(self._claim, fault.reason, charged=fault.charged, counter=fault.counter)
+        )
+        if answer is Answer.SPENT:
+            await self._end(Result(fault.verdict, CappedOutput(0)), fault.reason)
+        elif answer is Answer.CANCEL:
+            await self._end(Result(Verdict.CANCELLED, CappedOutput(0)))
+
+    async def _end(self, result: Result, reason: str = "") -> None:
+        """Stores the feedback, then ends the job; not given up while the disk is full or Redis away."""
+        claim, bench = self._claim, self._bench
+        ref = f"{claim.id}.{claim.seq}.{result.verdict}"
+        limits = claim.spec.limits
+        text = verdict_text(
+            result.verdict,
+            timeout_s=limits.timeout_s,
+            output_stop_bytes=limits.output_stop_bytes,
+            attempts=bench.settings.dispatcher.job_retries + 1,
+            reason=reason,
+        )
+        await self._store(ref, self._feedback(result, text))
+        answer = await self._patiently(
+            lambda: bench.queue.end(
+                claim, result.verdict, text, ref, counter=COUNTERS.get(result.verdict, ""), trace=self._trace(result)
+            )
+        )
+        if answer is Answer.CANCEL:
+            await self._end(Result(Verdict.CANCELLED, result.output, result.exit))
+        elif answer is Answer.STALE:
+            bench.later(bench.store.drop_output(ref))
+            raise Stale
+        else:
+            bench.later(self._tidy(ref))
+
+    async def _tidy(self, ref: str) -> None:
+        spec = self._claim.spec
+        await self._bench.store.show_output(ref, spec.lab, spec.output_name)
+        await self._bench.store.unpin(spec.pin)
+
+    async def _store(self, ref: str, body: bytes) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._bench.settings.dispatcher.finish_s):
+                    return await self._bench.store.put_output(ref, body)
+            except (StoreError, TimeoutError) as e:
+                log.error("job %d: its output cannot be stored, trying again: %s", self._claim.id, e or "too slow")
+                self._hold.check_told()
+                await asyncio.sleep(PAUSE_S)
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Asks until the queue answers; a late holder then hears STALE."""
+        while True:
+            try:
+                return await ask()
+            except QueueUnavailable as e:
+                log.warning("job %d: %s; trying again", self._claim.id, e)
+                await asyncio.sleep(PAUSE_S)
+
+    def _feedback(self, result: Result, text: str) -> bytes:
+        claim = self._claim
+        head = header(
+            name=claim.spec.name,
+            job_id=claim.id,
+            received_ms=self._began_ms,
+            ended_ms=int(time.time() * 1000),
+            verdict=text,
+        )
+        return head + self._autodriver(result) + result.output.bytes()
+
+    def _autodriver(self, result: Result) -> bytes:
+        if result.verdict is Verdict.TIMEOUT:
+            return f"Autodriver: Job timed out after {self._claim.spec.limits.timeout_s} seconds\n".encode()
+        if result.exit is None:
+            return b""
+        memory = "Autodriver: Job ran out of memory\n" if result.exit.out_of_memory else ""
+        return f"{memory}Autodriver: Job exited with status {result.exit.code}\n".encode()
+
+    def _trace(self, result: Result) -> list[str]:
+        job_id = self._claim.id
+        if result.exit is None:
+            return []
+        return [
+            f"Input copied for job {job_id} [status=0]",
+            f"Job {job_id} executed [status={result.exit.code}]",
+            f"Output copied for job {job_id} [status=0]",
+        ]

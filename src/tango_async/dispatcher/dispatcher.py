@@ -1,0 +1,289 @@
+"""The dispatcher of one grading host: a handful of loops around the queue.
+
+- claim: as long as a slot is free and the engine is well, asks for a job and starts its attempt;
+- beat: extends what is held, publishes what this host has, hears cancels and orders;
+- tend: keeps prepared machines;
+- upkeep and callbacks: work that any dispatcher may do for all.
+
+Owns the host's instance of the VMMS. What it holds when told to stop it finishes within the grace,
+hands over, or gives back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+from .. import __version__
+from ..config import Settings
+from ..errors import QueueUnavailable, VmmsError
+from ..files.base import FileStore
+from ..model import DispatcherRecord, MachineSpec
+from ..queue.bells import Bells
+from ..queue.redis import Queue
+from ..vmms.base import Vmms
+from . import upkeep
+from .attempt import Attempt, Bench
+from .callbacks import Callbacks
+from .holds import Hold, Holds
+from .images import Images
+from .pool import Pool
+
+log = logging.getLogger(__name__)
+
+LISTEN_S = 2.0
+"""A bell that was lost costs a waiting job this long."""
+
+PAUSE_S = 0.5
+"""After Redis could not be reached."""
+
+
+class Dispatcher:
+    """One dispatcher process. `install` names its place on this host, over restarts."""
+
+    def __init__(self, settings: Settings, queue: Queue, store: FileStore, vmms: Vmms, install: str) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._store = store
+        self._vmms = vmms
+        self._install = install
+        self._instance = uuid4().hex
+        self._started_ms = int(time.time() * 1000)
+        self._holds = Holds(queue)
+        self._pool = Pool(vmms, self._instance, wait_s=settings.dispatcher.machine_wait_s)
+        self._images = Images(queue, store, vmms, install)
+        self._free = asyncio.Semaphore(settings.dispatcher.slots)
+        self._attempts: set[asyncio.Task[None]] = set()
+        self._later: set[asyncio.Task[None]] = set()
+        self._claims = Bells(settings)
+        self._control = Bells(settings)
+        self._bench = Bench(settings, queue, store, vmms, self._pool, self._do_later, self._images.lost)
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
+        """Works until `stop` is set. Raises VmmsUnavailable if the engine is not there at the start."""
+        await self._vmms.open()
+        await self._images.look()
+        await self._adopt_or_remove()
+        done = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._beat_until(done))
+                group.create_task(self._pool.tend(done))
+                group.create_task(Callbacks(self._settings, self._queue, self._store).run(done))
+                group.create_task(upkeep.run(self._settings, self._queue, self._store, self._instance, done))
+                group.create_task(self._remove_strays_until(done))
+                ready(f"vmms {self._vmms.name}, {self._settings.dispatcher.slots} slots")
+                await self._claim_until(stop)
+                await self._finish()
+                done.set()
+                await self._control.wake()
+        finally:
+            await self._pool.close()
+            if self._later:
+                await asyncio.wait(self._later, timeout=5.0)
+            await self._claims.close()
+            await self._control.close()
+            await self._vmms.close()
+
+    # -- claiming --------------------------------------------------------------------------------
+
+    async def _claim_until(self, stop: asyncio.Event) -> None:
+        waker = asyncio.create_task(self._wake_on(stop))
+        request = uuid4().hex
+        try:
+            while not stop.is_set():
+                await _either(self._free.acquire(), stop)
+                if stop.is_set():
+                    return
+                if not self._images.healthy:
+                    self._free.release()
+                    await _either(self._images.well.wait(), stop)
+                    continue
+                try:
+                    taken = await self._claim_one(request)
+                except QueueUnavailable as e:
+                    # The same request again: had the claim been made, its answer is repeated.
+                    self._free.release()
+                    log.warning("no job can be claimed: %s", e)
+                    await _either(asyncio.sleep(PAUSE_S), stop)
+                    continue
+                request = uuid4().hex
+                if not taken:
+                    self._free.release()
+                    await self._listen(stop)
+        finally:
+            waker.cancel()
+
+    async def _claim_one(self, request: str) -> bool:
+        classes = self._images.names
+        claim = await self._queue.claim(self._instance, request, classes) if classes else None
+        if claim is None:
+            return False
+        hold = self._holds.add(claim)
+        self._spawn(hold, Attempt(self._bench, hold).run(), self._free.release)
+        return True
+
+    def _spawn(self, hold: Hold, work: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
+        task = asyncio.create_task(work, name=f"job {hold.claim.id}")
+        self._attempts.add(task)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._attempts.discard(task)
+            self._holds.drop(hold)
+            then()
+            _report(task)
+
+        task.add_done_callback(over)
+
+    async def _listen(self, stop: asyncio.Event) -> None:
+        classes = self._images.names
+        try:
+            if classes and not stop.is_set():
+                await self._claims.wait_classes(classes, LISTEN_S)
+            elif not classes:
+                await _either(asyncio.sleep(LISTEN_S), stop)
+        except QueueUnavailable as e:
+            log.warning("the queue's bells cannot be heard: %s", e)
+            await _either(asyncio.sleep(PAUSE_S), stop)
+
+    async def _wake_on(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        while True:
+            # Until the loop has ended: it may be about to listen when it is woken.
+            with suppress(QueueUnavailable):
+                await self._claims.wake()
+            await asyncio.sleep(0.05)
+
+    async def _finish(self) -> None:
+        """Lets running jobs end within the grace; then hands over or gives back the others."""
+        grace_s = self._settings.dispatcher.grace_s
+        if self._attempts:
+            log.info("stopping: %d jobs may finish within %.0f s", len(self._attempts), grace_s)
+            await asyncio.wait(self._attempts, timeout=grace_s)
+        left = list(self._attempts)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=self._settings.dispatcher.finish_s)
+
+    # -- beating ---------------------------------------------------------------------------------
+
+    async def _beat_until(self, done: asyncio.Event) -> None:
+        period_s = self._settings.dispatcher.lease_s / 3
+        while not done.is_set():
+            try:
+                await self._holds.extend()
+                await self._images.look()
+                await self._queue.beat(self._record())
+                await self._take_orders()
+                await self._control.wait_control(self._instance, period_s)
+            except QueueUnavailable as e:
+                log.warning("no beat: %s", e)
+                await _either(asyncio.sleep(PAUSE_S), done)
+
+    async def _take_orders(self) -> None:
+        sizes: dict[MachineSpec, int] = {}
+        for image, order in (await self._queue.pool_orders()).items():
+            if image in self._images.names and order.get("vmms") in (None, self._vmms.name):
+                sizes[self._prepared(image, order)] = min(int(order["size"]), 1000)
+        self._pool.want(sizes if self._vmms.capabilities.prestart else {})
+        self._do_later(self._images.load_ordered())
+
+    def _prepared(self, image: str, order: dict[str, Any]) -> MachineSpec:
+        """The machine that a job of this image needs when it asks for nothing special."""
+        limits = self._settings.limits
+        return MachineSpec(
+            image=image,
+            network=self._vmms.capabilities.network,
+            cores=float(order.get("cores") or limits.cores),
+            memory_bytes=int(order.get("memory_mb") or 0) * 1024**2 or limits.memory_bytes,
+            processes=limits.processes,
+            disk_bytes=limits.disk_bytes,
+        )
+
+    def _record(self) -> DispatcherRecord:
+        return DispatcherRecord(
+            install=self._install,
+            instance=self._instance,
+            host=socket.gethostname(),
+            vmms=self._vmms.name,
+            version=__version__,
+            images=tuple(self._images.names),
+            loads_images=self._vmms.capabilities.load_images,
+            slots=self._settings.dispatcher.slots,
+            busy=len(self._attempts),
+            started_ms=self._started_ms,
+            pools=self._pool.state(),
+            healthy=self._images.healthy,
+            problem=self._images.problem,
+        )
+
+    # -- machines of an earlier life, and strays ---------------------------------------------------
+
+    async def _adopt_or_remove(self) -> None:
+        """Follows the jobs that an earlier dispatcher in this place left running; removes the rest."""
+        for machine in await self._vmms.get_vms():
+            found = await self._queue.adopt(machine.id, self._instance)
+            if found is None:
+                self._pool.discard(machine)
+                continue
+            claim, since_start_s = found
+            log.info("job %d: adopted on machine %s after %.0f s", claim.id, machine.id, since_start_s)
+            hold = self._holds.add(claim)
+            # It has a slot if there is one; an adopted job beyond them is not refused.
+            then = self._free.release if not self._free.locked() else _nothing
+            if then is not _nothing:
+                await self._free.acquire()
+            self._spawn(hold, Attempt(self._bench, hold).adopt(machine, since_start_s), then)
+
+    async def _remove_strays_until(self, done: asyncio.Event) -> None:
+        """Removes machines in this place that the pool does not know: a creating call that failed left them."""
+        suspects: set[str] = set()
+        while not done.is_set():
+            await _either(asyncio.sleep(self._settings.dispatcher.upkeep_s), done)
+            try:
+                async with asyncio.timeout(self._settings.dispatcher.machine_wait_s):
+                    found = {m.id: m for m in await self._vmms.get_vms() if not self._pool.owns(m.id)}
+            except (VmmsError, TimeoutError):
+                continue
+            # Seen twice, so that a machine just being made is not taken for a stray.
+            for machine_id in suspects & found.keys():
+                log.warning("machine %s belongs to no job and is removed", machine_id)
+                self._pool.discard(found[machine_id])
+            suspects = set(found)
+
+    def _do_later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._later.add(task)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._later.discard(task)
+            _report(task)
+
+        task.add_done_callback(over)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s: %s", task.get_name(), error, exc_info=error)
+
+
+async def _either(wait: Coroutine[Any, Any, Any], stop: asyncio.Event) -> None:
+    """Returns when either is there. A semaphore that was acquired at the last moment is given back by no one,
+    which matters to nobody: the loop that wanted it ends."""
+    tasks = [asyncio.ensure_future(wait), asyncio.ensure_future(stop.wait())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

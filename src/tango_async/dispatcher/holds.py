@@ -1,0 +1,76 @@
+"""What this dispatcher holds: its claims, extended together, and what the queue says of each.
+
+The queue decides who holds a job; here is only what this process was last told. When Redis is away
+nothing is concluded: the machines run on, and the fence in every script drops what came too late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from ..errors import Stale
+from ..model import Claim
+from ..queue.redis import Answer, Queue
+
+
+class Cancelled(Exception):
+    """Someone wants this job to end."""
+
+
+class Hold:
+    """One held job."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self._told = asyncio.Event()
+        self._answer = Answer.OK
+
+    def tell(self, answer: Answer) -> None:
+        """STALE is final; a cancel after it means nothing."""
+        if answer in (Answer.STALE, Answer.CANCEL) and self._answer is not Answer.STALE:
+            self._answer = answer
+            self._told.set()
+
+    async def until_told(self) -> None:
+        """Raises Stale or Cancelled as soon as the queue has said so; returns never."""
+        await self._told.wait()
+        self.check_told()
+
+    def check_told(self) -> None:
+        """Raises Stale or Cancelled if the queue has said so."""
+        self.check(self._answer)
+
+    @staticmethod
+    def check(answer: Answer) -> None:
+        """Raises Stale or Cancelled for those answers."""
+        if answer is Answer.STALE:
+            raise Stale
+        if answer is Answer.CANCEL:
+            raise Cancelled
+
+
+class Holds:
+    """All of them. `extend` is called every third of a lease, and when the queue rings."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._held: dict[int, Hold] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, claim: Claim) -> Hold:
+        hold = self._held[claim.id] = Hold(claim)
+        return hold
+
+    def drop(self, hold: Hold) -> None:
+        if self._held.get(hold.claim.id) is hold:
+            del self._held[hold.claim.id]
+
+    async def extend(self) -> None:
+        """One call for all. Raises QueueUnavailable, and then nothing has changed here."""
+        holds = list(self._held.values())
+        if holds:
+            answers = await self._queue.extend([(h.claim.id, h.claim.seq) for h in holds])
+            for hold, answer in zip(holds, answers, strict=True):
+                hold.tell(answer)

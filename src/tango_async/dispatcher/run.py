@@ -1,0 +1,122 @@
+"""One run of a job's program on one machine: sends the files, follows the output, names the ending.
+
+Knows the machine and the clock; of the queue only the visible output and whether the job is still
+ours. Ends in a Result, or raises a VmmsError, which is the infrastructure's fault and not the job's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ..errors import QueueUnavailable, StoreError
+from ..feedback import CappedOutput
+from ..model import Exit, InputFile, Limits, Machine, Verdict
+from ..vmms.base import Vmms
+from .holds import Cancelled, Hold
+
+OVERTIME_S = 2.0
+"""How long after its deadline a machine may take to end by its own timer; then it is destroyed."""
+
+SHOW_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How the program ended, and what it said."""
+
+    verdict: Verdict
+    output: CappedOutput
+    exit: Exit | None = None
+
+
+class _TooLong(Exception):
+    """The output passed the limit that ends a job."""
+
+
+class Run:
+    """A program on a machine."""
+
+    def __init__(self, vmms: Vmms, machine: Machine, limits: Limits, hold: Hold, live: LiveOutput) -> None:
+        self._vmms = vmms
+        self._machine = machine
+        self._limits = limits
+        self._hold = hold
+        self._live = live
+        self._output = CappedOutput(limits.output_bytes)
+
+    async def send(self, files: list[InputFile], within_s: float) -> Result | None:
+        """Sends the files, and the program starts. A Result only if the inputs themselves are at fault."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._vmms.copy_in(self._machine, files, self._limits)
+        except StoreError:
+            return Result(Verdict.COPY_IN_FAILED, self._output)
+        return None
+
+    async def follow(self, since_start_s: float = 0.0) -> Result:
+        """Follows the program to its end, its deadline, or the queue's word. Raises VmmsError, Stale."""
+        left_s = max(self._limits.timeout_s - since_start_s, 0.0) + OVERTIME_S
+        try:
+            async with asyncio.timeout(left_s):
+                ended = await self._watch()
+        except TimeoutError:
+            return Result(Verdict.TIMEOUT, self._output)
+        except _TooLong:
+            return Result(Verdict.OUTPUT_TOO_LONG, self._output)
+        except Cancelled:
+            return Result(Verdict.CANCELLED, self._output)
+        verdict = Verdict.TIMEOUT if ended.timed_out else Verdict.SUCCESS
+        return Result(verdict, self._output, ended)
+
+    async def _watch(self) -> Exit:
+        try:
+            async with asyncio.TaskGroup() as group:
+                told = group.create_task(self._hold.until_told())
+                shown = group.create_task(self._live.show_while_growing())
+                reading = group.create_task(self._read())
+                ended = await self._vmms.run_job(self._machine)
+                await reading
+                told.cancel()
+                shown.cancel()
+        except BaseExceptionGroup as group_error:
+            # The first to fail has cancelled the others; it alone says why.
+            raise group_error.exceptions[0] from None
+        return ended
+
+    async def _read(self) -> None:
+        async for chunk in self._vmms.copy_out(self._machine):
+            self._output.add(chunk)
+            self._live.add(chunk)
+            if self._output.total > self._limits.output_stop_bytes:
+                raise _TooLong
+
+
+class LiveOutput:
+    """The first part of a running job's output, shown to whoever asks meanwhile."""
+
+    def __init__(self, publish: Callable[[int, bytes], Awaitable[int]], limit_bytes: int) -> None:
+        self._publish = publish
+        self._limit = limit_bytes
+        self._seen = bytearray()
+
+    def add(self, chunk: bytes) -> None:
+        room = self._limit - len(self._seen)
+        if room > 0:
+            self._seen += chunk[:room]
+
+    async def show_while_growing(self) -> None:
+        """Publishes what is new a few times a second; a job shorter than that is never published."""
+        shown = 0
+        while True:
+            await asyncio.sleep(SHOW_EVERY_S)
+            if len(self._seen) > shown:
+                try:
+                    length = await self._publish(shown, bytes(self._seen[shown:]))
+                except QueueUnavailable:
+                    continue
+                if length < 0:
+                    return
+                # A holder before us may have shown some of it already.
+                shown = length

@@ -1,0 +1,59 @@
+"""Work that one dispatcher does for all: abandoned leases, history, and files that nobody owns.
+
+Who does it is decided by a short lock; a dispatcher that dies loses it within two periods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+
+from ..config import Settings
+from ..errors import QueueUnavailable, StoreError
+from ..files.base import FileStore
+from ..queue.redis import Queue
+
+log = logging.getLogger(__name__)
+
+
+async def run(settings: Settings, queue: Queue, store: FileStore, instance: str, done: asyncio.Event) -> None:
+    """Every `upkeep_s`, until told to stop."""
+    period_s = settings.dispatcher.upkeep_s
+    files_at = time.monotonic()
+    while not done.is_set():
+        try:
+            if await queue.lead_upkeep(instance, period_s * 2):
+                await _reap(queue)
+                await _forget(queue, store)
+                if time.monotonic() >= files_at:
+                    files_at = time.monotonic() + settings.dispatcher.file_upkeep_s
+                    await _sweep(settings, queue, store)
+        except QueueUnavailable as e:
+            log.warning("no upkeep: %s", e)
+        except StoreError as e:
+            log.error("upkeep of the file store: %s", e)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), period_s)
+
+
+async def _reap(queue: Queue) -> None:
+    while reaped := await queue.reap():
+        for job_id, dead in reaped:
+            now = "given up" if dead else "queued again"
+            log.warning("job %d was held by no living dispatcher and is %s", job_id, now)
+
+
+async def _forget(queue: Queue, store: FileStore) -> None:
+    while expired := await queue.expired():
+        for _, ref in expired:
+            if ref:
+                await store.drop_output(ref)
+        await queue.forget([job_id for job_id, _ in expired])
+
+
+async def _sweep(settings: Settings, queue: Queue, store: FileStore) -> None:
+    removed = await store.sweep(await queue.live_pins(), settings.dispatcher.stray_age_s)
+    if removed:
+        log.info("%d files that nobody owned were removed", removed)
