@@ -10,6 +10,7 @@
     │   └── StoreFull          … because there is no space left
     ├── QueueUnavailable       Redis cannot be reached
     ├── QueueFull              Redis has no room for another job
+    ├── ClientError            a Tango server refused our call, or cannot be reached
     ├── Stale                  this holder's seq is no longer the job's: it may write nothing
     └── VmmsError              a machine or its engine failed: an infrastructure fault, to be retried
         ├── VmmsUnavailable    the engine does not answer, or this host lacks what it needs
@@ -63,6 +64,10 @@ class QueueUnavailable(TangoError):
 
 class QueueFull(TangoError):
     """Redis has no room for another job."""
+
+
+class ClientError(TangoError):
+    """A Tango server refused a call of our client, or cannot be reached."""
 
 
 class Stale(TangoError):

@@ -1,0 +1,361 @@
+"""A client of Tango's REST API, ours or upstream's. Knows what goes over the wire, prints nothing.
+
+Uses the forms that both answer: a slash at the end, POST for prealloc, an id that may be a digit
+string. Every failure is a ClientError with the server's own words, or with the address that cannot
+be reached; the key is in none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from .errors import ClientError
+
+RETRIES = 3
+RETRY_S = 2.0
+"""As Autolab's own client does it."""
+ANSWER_S = 60.0
+"""Longest wait for an answer; a server may take 20 s over an image."""
+CONNECT_S = 10.0
+_CHUNK = 256 * 1024
+_RETRIED = {errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
+
+T = TypeVar("T")
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A job as /jobs/ lists it."""
+
+    id: int
+    name: str
+    assigned: bool = False
+    retries: int = 0
+    timeout: int | None = None
+    trace: list[str] = msgspec.field(default_factory=list)
+    output_file: str | None = msgspec.field(default="", name="outputFile")
+    callback_url: str | None = msgspec.field(default=None, name="notifyURL")
+    vm: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Info(msgspec.Struct, frozen=True):
+    """Counters since the server started."""
+
+    elapsed_secs: float = 0
+    job_requests: int = 0
+    job_retries: int = 0
+    waitvm_timeouts: int = 0
+    runjob_timeouts: int = 0
+    copyin_errors: int = 0
+    runjob_errors: int = 0
+    copyout_errors: int = 0
+    num_threads: int = 0
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """The machines of one image."""
+
+    total: list[int | str] = msgspec.field(default_factory=list)
+    free: list[int | str] = msgspec.field(default_factory=list)
+
+
+class JobRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What addJob takes. `files` pairs an uploaded name with the name on the machine."""
+
+    image: str
+    job_name: str = msgspec.field(name="jobName")
+    output_file: str
+    files: list[tuple[str, str]]
+    timeout_s: int | None = None
+    max_kb: int | None = None
+    callback_url: str | None = None
+    disable_network: bool = False
+
+    def body(self) -> dict[str, Any]:
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        fields["files"] = [{"localFile": local, "destFile": dest} for local, dest in self.files]
+        fields["timeout"] = fields.pop("timeout_s", 0)  # upstream wants it to be there; 0 is its default
+        return fields
+
+
+class Added(NamedTuple):
+    id: int
+    message: str
+
+
+class TangoClient:
+    """One server and one key. An async context manager."""
+
+    def __init__(self, base_url: str, key: str, *, retry_s: float = RETRY_S) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._key = key
+        self._retry_s = retry_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=ANSWER_S)
+        self._session = aiohttp.ClientSession(timeout=timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def hello(self) -> str:
+        """The server's greeting."""
+        answer = await self._request("GET", "/")
+        return answer.body.decode(errors="replace")
+
+    async def open(self, lab: str) -> dict[str, str]:
+        """Makes the courselab. Returns the md5 of each of its files (upstream: always none)."""
+        answer = await self._call("GET", self._path("open", lab))
+        return _typed(answer.get("files") or {}, dict[str, str])
+
+    async def upload(
+        self,
+        lab: str,
+        name: str,
+        source: Path | bytes,
+        *,
+        known: Mapping[str, str] | None = None,
+        progress: Callable[[int], None] = lambda size: None,
+    ) -> bool:
+        """Sends a file under `name`, unless `known` (open's answer) says that it is there already.
+
+        `progress` hears of every part that is done with. Returns whether anything was sent.
+        """
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if known and known.get(name) == await asyncio.to_thread(md5_of, source):
+            progress(size)
+            return False
+        headers = {"Filename": name, "Content-Length": str(size)}
+        await self._call("POST", self._path("upload", lab), headers, lambda: _chunks(source, size, progress))
+        return True
+
+    async def add_job(self, lab: str, job: JobRequest, *, idempotency_key: str | None = None) -> Added:
+        """Adds a job. It is repeated after a lost answer only with an `idempotency_key`.
+
+        Our server takes the repetition for the same job. Upstream may run it twice, under one output.
+        """
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        body = json.dumps(job.body()).encode()
+        path = self._path("addJob", lab)
+        answer = await self._call("POST", path, headers, lambda: body, retries=RETRIES if idempotency_key else 0)
+        try:
+            return Added(int(answer["jobId"]), str(answer.get("statusMsg", "")))
+        except (KeyError, TypeError, ValueError) as e:
+            raise self._unlike("addJob gave no job id") from e
+
+    async def poll(self, lab: str, output_file: str) -> bytes | None:
+        """The feedback; None while there is none."""
+        answer = await self._request("GET", self._path("poll", lab, output_file))
+        if answer.fields is None and answer.status == 200:
+            return answer.body
+        message = self._refusal(answer)
+        if message is None or "not found" in message or "progress" in message:
+            return None
+        raise ClientError(message)
+
+    async def partial_output(self, job_id: int) -> str:
+        """What a running job has printed so far; empty for one that is not running."""
+        answer = await self._request("GET", self._path("getPartialOutput", str(job_id)))
+        if message := self._refusal(answer):
+            if message.startswith("Key"):
+                raise ClientError(message)
+            return ""
+        return str((answer.fields or {}).get("output") or "")
+
+    async def jobs(self, *, dead: bool = False) -> list[Job]:
+        """The jobs that wait or run, or those that ended."""
+        answer = await self._call("GET", self._path("jobs", "1" if dead else "0"))
+        return _typed(answer.get("jobs") or [], list[Job])
+
+    async def info(self) -> Info:
+        answer = await self._call("GET", self._path("info"))
+        return _typed(answer.get("info") or {}, Info)
+
+    async def pools(self, image: str = "") -> dict[str, Pool]:
+        """The pools of all images, or of one."""
+        answer = await self._call("GET", self._path("pool", *([image] if image else [])))
+        return _typed(answer.get("pools") or {}, dict[str, Pool])
+
+    async def prealloc(self, image: str, count: int, **machine: int | str) -> str:
+        """Asks for a pool of `count` machines. Returns the server's words."""
+        body = json.dumps(machine).encode()
+        answer = await self._call("POST", self._path("prealloc", image, str(count)), {}, lambda: body)
+        return str(answer.get("statusMsg", ""))
+
+    async def build(self, image: str, archive: Path, *, progress: Callable[[int], None] = lambda size: None) -> str:
+        """Sends an image as `docker save` wrote it. Returns the server's words."""
+        size = archive.stat().st_size
+        headers = {"imageName": image, "Content-Length": str(size)}
+        answer = await self._call("POST", self._path("build"), headers, lambda: _chunks(archive, size, progress))
+        return str(answer.get("statusMsg", ""))
+
+    async def cancel(self, lab: str, output_file: str) -> str:
+        """Ends the newest job with that output. Returns the server's words."""
+        answer = await self._call("POST", self._path("cancel", lab, output_file), {}, lambda: b"")
+        return str(answer.get("statusMsg", ""))
+
+    def lab_and_output(self, job: Job) -> tuple[str, str]:
+        """The courselab and output name in a listed job's path, `courselabs/<key>-<lab>/output/<name>`."""
+        parts = (job.output_file or "").split("/")
+        for prefix in (f"{self._key}-", "KEY-"):  # ours does not show the key
+            if len(parts) >= 4 and parts[-3].startswith(prefix):
+                return parts[-3].removeprefix(prefix), parts[-1]
+        raise ClientError(f"job {job.id}: its courselab cannot be told from {job.output_file}")
+
+    def _path(self, verb: str, *parts: str) -> str:
+        return "/" + "/".join(quote(part, safe="") for part in (verb, self._key, *parts)) + "/"
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        body: Callable[[], Any] | None = None,
+        *,
+        retries: int = RETRIES,
+    ) -> dict[str, Any]:
+        """The answer of a call that answers JSON. Raises ClientError for any refusal."""
+        answer = await self._request(method, path, headers, body, retries=retries)
+        if message := self._refusal(answer):
+            raise ClientError(message)
+        if answer.fields is None:
+            raise self._unlike(f"{answer.body[:80]!r}")
+        return answer.fields
+
+    def _refusal(self, answer: _Answer) -> str | None:
+        """Why the server refused; None if it did not."""
+        if answer.fields is not None:
+            status = answer.fields.get("statusId", 0)
+            if isinstance(status, int) and status < 0:
+                return _words(answer.fields.get("statusMsg"))
+        if answer.status != 200:
+            return f"{self.base_url} answered {answer.status} {answer.reason}"
+        return None
+
+    def _unlike(self, what: str) -> ClientError:
+        return ClientError(f"{self.base_url} does not answer as Tango does: {what}")
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        body: Callable[[], Any] | None = None,
+        *,
+        retries: int = RETRIES,
+    ) -> _Answer:
+        if self._session is None:
+            raise RuntimeError("use TangoClient with `async with`")
+        while True:
+            try:
+                url = URL(self.base_url + path, encoded=True)
+                data = body() if body else None
+                async with self._session.request(
+                    method, url, headers=headers, data=data, allow_redirects=False
+                ) as response:
+                    if 300 <= response.status < 400:
+                        raise self._unlike(f"it redirects to {response.headers.get('Location', 'nowhere')}")
+                    return self._answer(response, await response.read())
+            except ValueError as e:  # InvalidURL among them; its text would show the key
+                raise ClientError(f"{self.base_url} is not the address of a server") from e
+            except (aiohttp.ClientError, TimeoutError, OSError) as e:
+                if isinstance(e.__cause__, ClientError):  # raised by a body while it was sent
+                    raise e.__cause__ from e
+                if not retries or not _is_passing(e):
+                    raise ClientError(f"cannot reach {self.base_url}: {_reason(e)}") from e
+            retries -= 1
+            await asyncio.sleep(self._retry_s)
+
+    def _answer(self, response: aiohttp.ClientResponse, body: bytes) -> _Answer:
+        fields = None
+        if response.content_type == "application/json":
+            try:
+                fields = json.loads(body)
+            except ValueError:
+                raise self._unlike("its JSON is broken") from None
+            if not isinstance(fields, dict):
+                raise self._unlike("its JSON is no object")
+        return _Answer(response.status, response.reason or "", body, fields)
+
+
+class _Answer(NamedTuple):
+    status: int
+    reason: str
+    body: bytes
+    fields: dict[str, Any] | None
+    """The JSON object, if it is one."""
+
+
+def md5_of(source: Path | bytes) -> str:
+    """The md5 by which Tango knows a file."""
+    if isinstance(source, bytes):
+        return hashlib.md5(source, usedforsecurity=False).hexdigest()
+    with source.open("rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+async def _chunks(source: Path | bytes, size: int, progress: Callable[[int], None]) -> AsyncIterator[bytes]:
+    if isinstance(source, bytes):
+        if source:
+            yield source
+            progress(size)
+        return
+    sent = 0
+    with await asyncio.to_thread(source.open, "rb") as f:
+        while chunk := await asyncio.to_thread(f.read, min(_CHUNK, size - sent)):
+            yield chunk
+            sent += len(chunk)
+            progress(len(chunk))
+    if sent != size:
+        raise ClientError(f"{source} became shorter while it was sent")
+
+
+def _typed(value: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as e:
+        raise ClientError(f"the server does not answer as Tango does: {e}") from e
+
+
+def _words(message: Any) -> str:
+    """A statusMsg as text; a failed validation answers a list of `<date>|<text>` lines."""
+    if isinstance(message, list):
+        return "\n".join(str(line).rpartition("|")[2] for line in message)
+    return str(message or "refused without a reason")
+
+
+def _is_passing(e: BaseException) -> bool:
+    if isinstance(e, aiohttp.ClientConnectorError):
+        return False
+    if isinstance(e, (TimeoutError, aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)):
+        return True
+    return isinstance(e, OSError) and e.errno in _RETRIED
+
+
+def _reason(e: BaseException) -> str:
+    if isinstance(e, aiohttp.ClientConnectorError):
+        return e.os_error.strerror or str(e.os_error)
+    if isinstance(e, TimeoutError):
+        return "no answer in time"
+    if isinstance(e, aiohttp.ServerDisconnectedError):
+        return "it closed the connection"
+    if isinstance(e, OSError) and e.errno:
+        return os.strerror(e.errno)  # aiohttp's own text may hold the URL, and so the key
+    return str(e) or type(e).__name__
