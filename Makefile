@@ -1,0 +1,43 @@
+# The targets explain themselves: `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check grading-image bench lock docs clean setup
+
+PY := .venv/bin/python
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## start the service, grade a right and a wrong submission, show both feedbacks, stop
+	@scripts/setup.sh run
+	@$(PY) scripts/demo.py
+
+test: ## run all tests; what this machine lacks is skipped with the reason
+	@scripts/setup.sh $(if $(filter true,$(CI)),ci,dev)
+	@$(PY) -m pytest
+
+check: ## ruff, mypy --strict, import direction
+	@scripts/setup.sh $(if $(filter true,$(CI)),ci,dev)
+	@.venv/bin/ruff check src tests scripts bench examples deploy
+	@.venv/bin/ruff format --check src tests scripts bench deploy
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-cache
+
+grading-image: ## build the grading image from Debian packages and load it into Docker
+	@scripts/setup.sh run
+	@$(PY) deploy/images/grading_image.py
+
+bench: ## measure speed and memory beside their floors, in one run
+	@scripts/setup.sh dev
+	@$(PY) bench/main.py
+
+docs: ## write docs/settings.md anew from the settings
+	@scripts/setup.sh dev
+	@.venv/bin/tango config table > docs/settings.md
+
+lock: ## resolve the dependencies anew
+	@scripts/setup.sh dev
+	@.venv/bin/uv pip compile -q --universal --generate-hashes --no-header --all-extras pyproject.toml --group build -o requirements.lock
+	@.venv/bin/uv pip compile -q --universal --generate-hashes --no-header --all-extras --group build --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+clean: ## remove what the targets made
+	@rm -rf .venv build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,63 @@
+#!/bin/sh
+# Sets up what a make target needs, and says the one command to type where it may not.
+#
+#   setup.sh run     the virtual environment, and bubblewrap if neither it nor a Docker engine is there
+#   setup.sh dev     the same with the development tools
+#   setup.sh ci      besides, every server that the tests know: Redis, Docker, the grading image's tools
+set -eu
+cd "$(dirname "$0")/.."
+what=${1:?run, dev or ci}
+venv=.venv
+
+say() { echo "setup: $*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# Debian packages, as root or by sudo; else the command to type.
+packages() {
+  if [ "$(id -u)" = 0 ]; then as_root=; elif command -v sudo >/dev/null; then as_root=sudo
+  else fail "missing: $*. As root, type: apt-get install $*"; fi
+  command -v apt-get >/dev/null || fail "missing: $*. Install it with this system's package manager"
+  say "installing $*"
+  DEBIAN_FRONTEND=noninteractive
+  export DEBIAN_FRONTEND
+  $as_root apt-get -qq update >/dev/null || say "apt-get update did not succeed; trying with the lists there are"
+  $as_root apt-get -qq install --no-install-recommends -y "$@" >/dev/null \
+    || fail "apt-get install $* did not succeed; type it to see why"
+}
+
+python=
+for candidate in python3.11 python3.12 python3.13 python3.14 python3; do
+  if command -v "$candidate" >/dev/null \
+    && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    python=$candidate
+    break
+  fi
+done
+[ -n "$python" ] || fail "Python 3.11 or newer is needed: apt-get install python3 python3-venv"
+
+docker_answers() {
+  command -v docker >/dev/null && timeout 5 docker version >/dev/null 2>&1
+}
+
+if [ "$what" = ci ]; then
+  packages redis-server docker.io iptables iproute2 bubblewrap mmdebstrap make gcc procps
+elif ! command -v bwrap >/dev/null && ! docker_answers; then
+  packages bubblewrap
+fi
+# The examples are graded with the host's own compiler and make.
+command -v make >/dev/null || packages make
+
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then packages python3-venv; fi
+[ -x $venv/bin/python ] && $venv/bin/python -c pass 2>/dev/null || { rm -rf $venv; "$python" -m venv $venv; }
+
+lock=requirements.lock
+[ "$what" = run ] || lock=requirements-dev.lock
+stamp=$venv/installed-$lock
+if [ ! -f "$stamp" ] || [ "$lock" -nt "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
+  say "installing the Python packages of $lock"
+  $venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock" \
+    || fail "pip could not install $lock; type: $venv/bin/pip install --require-hashes -r $lock"
+  $venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . \
+    || fail "pip could not install the project itself; type: $venv/bin/pip install --no-deps -e ."
+  touch "$stamp"
+fi

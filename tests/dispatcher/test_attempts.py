@@ -1,0 +1,143 @@
+"""Every way a job can end, on machines that fail on cue."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dispatcher.conftest import Bench
+
+from tango_async.errors import VmmsError
+from tango_async.model import JobState, Verdict
+from tango_async.queue.redis import Cancelled
+
+
+async def test_a_job_is_graded_and_its_feedback_has_tangos_form(bench: Bench) -> None:
+    await bench.start()
+    job, feedback = await bench.grade("say hello\nexit 0")
+    assert job.verdict is Verdict.SUCCESS
+    lines = feedback.splitlines()
+    assert lines[0].endswith(f"]: Received job course_lab_1_student@example.edu:{job.id}")
+    assert lines[1].endswith("]: Success: Autodriver returned normally")
+    assert lines[2].endswith("]: Here is the output from the autograder:")
+    assert lines[3:] == ["---", "Autodriver: Job exited with status 0", "hello"]
+    shown = bench.settings.store.labs / job.spec.lab / "output" / job.spec.output_name
+    await bench.until_true(shown.exists)
+    assert shown.read_text() == feedback
+
+
+async def test_a_failing_program_is_a_job_that_returned_normally(bench: Bench) -> None:
+    await bench.start()
+    job, feedback = await bench.grade("exit 2")
+    assert job.verdict is Verdict.SUCCESS
+    assert "Autodriver: Job exited with status 2\n" in feedback
+
+
+async def test_the_machines_own_timer_is_a_timeout_with_the_output_so_far(bench: Bench) -> None:
+    await bench.start()
+    job, feedback = await bench.grade("say before\ntimer", timeout_s=7)
+    assert job.verdict is Verdict.TIMEOUT
+    assert "Error: Job timed out after 7 seconds" in feedback
+    assert feedback.endswith("Autodriver: Job timed out after 7 seconds\nbefore\n")
+
+
+async def test_a_machine_that_does_not_end_by_itself_is_ended(bench: Bench) -> None:
+    await bench.start()
+    job, feedback = await bench.grade("say before\nhang", timeout_s=1)
+    assert job.verdict is Verdict.TIMEOUT
+    assert feedback.endswith("before\n")
+
+
+async def test_output_without_end_stops_the_job_and_keeps_both_ends(bench: Bench) -> None:
+    await bench.start()
+    job, feedback = await bench.grade("say first\nflood 5000000\nhang", output_bytes=1000)
+    assert job.verdict is Verdict.OUTPUT_TOO_LONG
+    assert "first" in feedback
+    assert "...[excess bytes elided]..." in feedback
+    assert len(feedback) < 2000
+
+
+async def test_a_machine_that_is_lost_is_replaced_and_not_for_ever(bench: Bench) -> None:
+    await bench.start()
+    job, feedback = await bench.grade("lose")
+    assert (job.verdict, job.attempts, job.retries) == (Verdict.OS_ERROR, 3, 2)
+    assert "Error: OS error while running job on VM" in feedback
+    assert job.trace[-1].text == "Error: OS error while running job on VM"
+
+
+async def test_a_program_that_never_starts_ends_with_a_reason(bench: Bench) -> None:
+    await bench.start()
+    job, feedback = await bench.grade("unstarted")
+    assert job.verdict is Verdict.GAVE_UP
+    assert "Internal error: Unable to complete job after 3 tries. The program could not be started." in feedback
+
+
+async def test_a_defect_of_ours_ends_the_job_and_prints_no_exception(bench: Bench) -> None:
+    await bench.start()
+    job, feedback = await bench.grade("crash")
+    assert job.verdict is Verdict.GAVE_UP
+    assert "defect" not in feedback
+    assert "The service failed." in feedback
+
+
+async def test_a_machine_that_cannot_be_made_is_tried_again(bench: Bench) -> None:
+    bench.engine.refuse_creation = [VmmsError("no room"), VmmsError("no room")]
+    await bench.start()
+    job, _ = await bench.grade("exit 0")
+    assert (job.verdict, job.attempts) == (Verdict.SUCCESS, 3)
+    # The two that were made although the call failed are found and removed.
+    await bench.until_true(lambda: not bench.engine.machines)
+
+
+async def test_a_missing_input_is_told_and_not_repeated(bench: Bench) -> None:
+    job_id = await bench.add("exit 0")
+    job = await bench.queue.job(job_id)
+    assert job is not None
+    await bench.store.unpin(job.spec.pin)
+    await bench.start()
+    job = await bench.until(job_id)
+    assert (job.verdict, job.attempts) == (Verdict.COPY_IN_FAILED, 1)
+    assert "Error: Copy in to VM failed" in await bench.feedback(job)
+
+
+async def test_no_job_is_claimed_while_the_engine_is_down(bench: Bench) -> None:
+    bench.change(lease_s=0.6)
+    await bench.start()
+    bench.engine.up = False
+    job_id = await bench.add("exit 0")
+    await asyncio.sleep(1.0)
+    job = await bench.queue.job(job_id)
+    assert job is not None
+    assert (job.state, job.retries) == (JobState.QUEUED, 0)
+    bench.engine.up = True
+    assert (await bench.until(job_id)).verdict is Verdict.SUCCESS
+
+
+async def test_a_running_job_is_cancelled_once_and_its_machine_is_gone(bench: Bench) -> None:
+    await bench.start()
+    job_id = await bench.add("say before\nhang", timeout_s=60)
+    await bench.until(job_id, JobState.RUNNING)
+    assert await bench.queue.cancel(job_id) is Cancelled.REQUESTED
+    job = await bench.until(job_id)
+    assert job.verdict is Verdict.CANCELLED
+    assert "Error: Job was cancelled" in await bench.feedback(job)
+    await bench.until_true(lambda: not bench.engine.machines)
+
+
+async def test_the_output_so_far_can_be_seen(bench: Bench) -> None:
+    await bench.start()
+    job_id = await bench.add("say one\nsleep 0.6\nsay two\nhang", timeout_s=3)
+    async with asyncio.timeout(3):
+        while await bench.queue.partial_output(job_id) != b"one\ntwo\n":
+            await asyncio.sleep(0.05)
+    await bench.until(job_id)
+    assert await bench.queue.partial_output(job_id) == b""
+
+
+async def test_slots_bound_what_runs_at_a_time(bench: Bench) -> None:
+    await bench.start()
+    ids = [await bench.add("sleep 0.2") for _ in range(6)]
+    most = 0
+    while len(await bench.queue.dead(10)) < len(ids):
+        most = max(most, len([m for m in bench.engine.machines.values() if m.task and not m.task.done()]))
+        await asyncio.sleep(0.01)
+    assert most == 2

@@ -1,0 +1,92 @@
+"""What a dispatcher leaves behind when it stops, dies, or is cut off; and what its next life makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from dispatcher.conftest import Bench
+
+from tango_async.model import JobState, Verdict
+
+
+async def test_a_stop_lets_running_jobs_finish_and_claims_no_more(bench: Bench) -> None:
+    bench.change(slots=1)
+    await bench.start()
+    first, second = await bench.add("sleep 0.5"), await bench.add("exit 0")
+    await bench.until(first, JobState.RUNNING)
+    await bench.finish()
+    assert (await bench.until(first)).verdict is Verdict.SUCCESS
+    await bench.until(second, JobState.QUEUED)
+
+
+async def test_after_the_grace_a_running_job_is_handed_over_and_runs_once(bench: Bench) -> None:
+    bench.change(grace_s=0.1)
+    await bench.start()
+    job_id = await bench.add("say one\nsleep 1\nsay two\nexit 0")
+    await bench.until_true(lambda: bench.engine.starts == 1)
+    await bench.finish()
+    await bench.until(job_id, JobState.RUNNING)
+    bench.change(grace_s=5.0)
+    await bench.start()
+    job = await bench.until(job_id)
+    assert (job.verdict, job.retries, bench.engine.starts) == (Verdict.SUCCESS, 0, 1)
+    assert (await bench.feedback(job)).endswith("one\ntwo\n")
+    await bench.until_true(lambda: not bench.engine.machines)
+
+
+async def test_where_nothing_can_be_adopted_the_job_is_given_back_uncharged(bench: Bench) -> None:
+    bench.change(grace_s=0.1)
+    await bench.start(adopt=False)
+    job_id = await bench.add("say one\nhang", timeout_s=60)
+    await bench.until_true(lambda: bench.engine.starts == 1)
+    await bench.finish()
+    job = await bench.until(job_id, JobState.QUEUED)
+    assert (job.retries, bench.engine.machines) == (0, {})
+
+
+async def test_machines_that_nobody_owns_are_removed_at_the_start(bench: Bench) -> None:
+    bench.change(grace_s=0.1)
+    await bench.start()
+    job_id = await bench.add("hang", timeout_s=60)
+    await bench.until_true(lambda: bench.engine.starts == 1)
+    await bench.finish()
+    assert len(bench.engine.machines) == 1
+    await bench.queue.cancel(job_id)
+    bench.change(grace_s=5.0)
+    await bench.start()
+    await bench.until(job_id)
+    await bench.until_true(lambda: not bench.engine.machines)
+
+
+async def test_prepared_machines_are_kept_ready_and_replaced(bench: Bench) -> None:
+    bench.change(lease_s=0.6)
+    await bench.start()
+    await bench.queue.want_pool("autograding_image", 2, None, None, None)
+    await bench.until_true(lambda: len(bench.engine.machines) == 2)
+    made = bench.engine.made
+    assert (await bench.grade("exit 0", network=False))[0].verdict is Verdict.SUCCESS
+    await bench.until_true(lambda: bench.engine.made > made)
+    await bench.until_true(lambda: len(bench.engine.machines) == 2)
+    await bench.queue.want_pool("autograding_image", 0, None, None, None)
+    await bench.until_true(lambda: not bench.engine.machines)
+
+
+async def test_an_ordered_image_is_loaded_and_the_verdict_told(bench: Bench) -> None:
+    bench.change(lease_s=0.6)
+    bench.engine.loads = True
+    await bench.start()
+    good, bad = [await bench.store.put_image(body(content)) for content in (b"an image", b"something else")]
+    await bench.queue.ask_build("mine", good)
+    await bench.queue.ask_build("broken", bad)
+    verdicts: list[str | None] = [None, None]
+    async with asyncio.timeout(5):
+        while None in verdicts:
+            verdicts = [await bench.queue.build_verdict("mine", good), await bench.queue.build_verdict("broken", bad)]
+            await asyncio.sleep(0.02)
+    assert verdicts == ["", "not an image"]
+    assert (await bench.grade("exit 0", image="mine"))[0].verdict is Verdict.SUCCESS
+
+
+async def body(content: bytes) -> AsyncIterator[bytes]:
+    yield content
