@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+
 from support.fake_vmms import FakeEngine, FakeVmms
 from support.jobs import limits, spec
-
 from tango_async.config import Settings
 from tango_async.dispatcher.dispatcher import Dispatcher
 from tango_async.files.local import LocalStore

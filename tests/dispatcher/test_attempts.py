@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from dispatcher.conftest import Bench
-
 from tango_async.errors import VmmsError
 from tango_async.model import JobState, Verdict
 from tango_async.queue.redis import Cancelled

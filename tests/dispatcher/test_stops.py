@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from dispatcher.conftest import Bench
-
 from tango_async.model import JobState, Verdict
 
 
