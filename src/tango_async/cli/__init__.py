@@ -1,0 +1,1 @@
+"""The command lines: thin, and the only place that prints."""

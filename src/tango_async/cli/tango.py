@@ -1,0 +1,272 @@
+"""The `tango` command: a plain client of the REST API, the settings, and `tango up`.
+
+Exit status 0: it went well; 1: the job failed; 2: wrong usage, or the server refused or cannot be
+reached; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import click
+import msgspec
+
+from .. import __version__, config
+from ..client import Job, TangoClient
+from ..errors import ClientError, TangoError
+from . import run as runs
+from . import settings_table, terminal
+
+DEFAULT_URL = "http://127.0.0.1:3000"
+DEFAULT_IMAGE = "autograding_image"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Commands(click.Group):
+    """Imports the services only for `tango up`: a client needs none of their dependencies."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "up"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "up":
+            from .services import up
+
+            return up
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def tango() -> None:
+    """Grade submissions on a Tango server, and run one."""
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        code = tango.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except TangoError as e:
+        terminal.write(f"tango: {e}\n", sys.stderr)
+        sys.exit(2)
+
+
+def _client_command(
+    body: Callable[Concatenate[TangoClient, P], Awaitable[T]],
+) -> Callable[P, T]:
+    """A command whose first argument is a connected client, from --url and --key."""
+
+    @click.option("--url", envvar="TANGO_URL", default=DEFAULT_URL, show_default=True, help="The server. TANGO_URL")
+    @click.option("--key", envvar="TANGO_KEY", help="One of its keys. TANGO_KEY")
+    @wraps(body)
+    def command(url: str, key: str | None, *args: P.args, **kwargs: P.kwargs) -> T:
+        if not key:
+            raise click.UsageError("no key: give --key, or set TANGO_KEY to one of the server's TANGO_KEYS")
+        connected: str = key
+
+        async def work() -> T:
+            async with TangoClient(url, connected) as client:
+                return await body(client, *args, **kwargs)
+
+        try:
+            return asyncio.run(work())
+        except* TangoError as group:
+            error = runs.first_error(group)
+        raise error
+
+    return command  # type: ignore[return-value]
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@tango.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--with", "extra", type=click.Path(path_type=Path), multiple=True, help="A further file, may be repeated."
+)
+@click.option("--image", default=DEFAULT_IMAGE, show_default=True, help="The image to run in.")
+@click.option("-j", "copies", type=click.IntRange(1, 10_000), default=1, help="Run so many copies.")
+@click.option("--timeout", "timeout_s", type=click.IntRange(min=1), help="Seconds; default: the server's.")
+@click.option("--courselab", help="Courselab to upload to; default: the directory's name.")
+@click.option("--no-network", is_flag=True, help="Give the job no network.")
+@click.option("--callback", "callback_url", help="URL that gets the feedback, too.")
+@click.option("-q", "--quiet", is_flag=True, help="No live output.")
+@_as_json
+@_client_command
+async def run(
+    client: TangoClient,
+    directory: Path,
+    extra: tuple[Path, ...],
+    image: str,
+    copies: int,
+    timeout_s: int | None,
+    courselab: str | None,
+    no_network: bool,
+    callback_url: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Grade the files of DIRECTORY and those given by --with.
+
+    Live output goes to standard error, the feedback to standard output.
+    """
+    order = runs.Order(
+        files=runs.collect(directory, extra),
+        lab=courselab or runs.lab_name(directory),
+        image=image,
+        copies=copies,
+        timeout_s=timeout_s,
+        network=not no_network,
+        callback_url=callback_url,
+    )
+
+    def show(text: str) -> None:
+        if not quiet:
+            terminal.write(text, sys.stderr)
+
+    results = await runs.run(client, order, show)
+    if as_json:
+        listed = [one.as_dict() for one in results]
+        click.echo(json.dumps(listed[0] if copies == 1 else {"jobs": listed}))
+    elif copies == 1:
+        terminal.write_bytes(results[0].feedback)
+        show(f"{runs.line(results[0])}\n")
+    else:
+        click.echo(runs.summary(results))
+    return 0 if all(one.passed for one in results) else 1
+
+
+@tango.command()
+@click.option("--dead", is_flag=True, help="Those that ended.")
+@_as_json
+@_client_command
+async def jobs(client: TangoClient, dead: bool, as_json: bool) -> None:
+    """List the jobs that wait or run."""
+    found = await client.jobs(dead=dead)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    rows = [(one.id, _state(one, dead), one.name, one.vm.get("image", ""), _last(one)) for one in found]
+    click.echo(terminal.table(("ID", "STATE", "NAME", "IMAGE", "LAST EVENT"), rows))
+
+
+@tango.command()
+@click.argument("job_id", metavar="ID", type=int)
+@_as_json
+@_client_command
+async def job(client: TangoClient, job_id: int, as_json: bool) -> None:
+    """Show one job, its events, and the output so far if it runs."""
+    found, dead = await _find(client, job_id)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    facts: list[tuple[str, object]] = [
+        ("id", found.id),
+        ("name", found.name),
+        ("state", _state(found, dead)),
+        ("image", found.vm.get("image", "")),
+        ("timeout", found.timeout or "the server's default"),
+        ("retries", found.retries),
+        ("output", found.output_file or ""),
+        ("callback", found.callback_url or "none"),
+    ]
+    click.echo("\n".join(f"{name:10}{terminal.harmless(str(value))}" for name, value in facts))
+    click.echo(terminal.harmless("\n".join(f"  {event.replace('|', '  ', 1)}" for event in found.trace)))
+    if not dead and (output := await client.partial_output(job_id)):
+        terminal.write(output, sys.stdout)
+
+
+@tango.command()
+@click.argument("job_id", metavar="ID", type=int)
+@_client_command
+async def cancel(client: TangoClient, job_id: int) -> None:
+    """End a job that waits or runs."""
+    found, dead = await _find(client, job_id)
+    if dead:
+        raise ClientError(f"job {job_id} has ended already")
+    click.echo(terminal.harmless(await client.cancel(*client.lab_and_output(found))))
+
+
+@tango.command()
+@click.argument("image", default="")
+@_as_json
+@_client_command
+async def pools(client: TangoClient, image: str, as_json: bool) -> None:
+    """List the pools of machines."""
+    found = await client.pools(image)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    rows = [(name, len(pool.total), len(pool.free)) for name, pool in sorted(found.items())]
+    click.echo(terminal.table(("IMAGE", "MACHINES", "FREE"), rows))
+
+
+@tango.command()
+@_as_json
+@_client_command
+async def info(client: TangoClient, as_json: bool) -> None:
+    """Show the server's counters."""
+    found = msgspec.to_builtins(await client.info())
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        click.echo("\n".join(f"{name:18}{value}" for name, value in found.items()))
+
+
+@tango.group("config")
+def config_group() -> None:
+    """Look at the settings."""
+
+
+@config_group.command()
+@click.option("--config", "path", type=click.Path(path_type=Path), envvar="TANGO_CONFIG", help="tango.toml")
+def show(path: Path | None) -> None:
+    """Print every setting as tango.toml would hold it, secrets left out."""
+    click.echo(settings_table.as_toml(config.show(config.load(path))), nl=False)
+
+
+@config_group.command()
+def table() -> None:
+    """Print the table of every setting, which is docs/settings.md."""
+    click.echo(settings_table.markdown(), nl=False)
+
+
+async def _find(client: TangoClient, job_id: int) -> tuple[Job, bool]:
+    for dead in (False, True):
+        for found in await client.jobs(dead=dead):
+            if found.id == job_id:
+                return found, dead
+    raise ClientError(f"the server lists no job {job_id}")
+
+
+def _state(found: Job, dead: bool) -> str:
+    """As Autolab reads it from the last event."""
+    if dead:
+        return "failed" if "Error" in _last(found) else "ended"
+    return "waiting" if "Added job" in _last(found) else "running"
+
+
+def _last(found: Job) -> str:
+    return found.trace[-1].partition("|")[2] if found.trace else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The settings in print, and what `tango config show` prints."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tango_async import config
+from tango_async.cli import settings_table
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "settings.md"
+
+
+def test_the_document_is_what_the_settings_say() -> None:
+    assert DOCUMENT.read_text() == settings_table.markdown(), "run: tango config table > docs/settings.md"
+
+
+def test_every_setting_is_in_the_table_once() -> None:
+    listed = [f"{one.table}.{one.key}" for one in settings_table.settings()]
+    settings = config.Settings()
+    existing = [
+        f"{table}.{key}" for table in settings.__struct_fields__ for key in getattr(settings, table).__struct_fields__
+    ]
+    assert listed == existing
+    assert all(one.meaning.endswith((".", "…")) for one in settings_table.settings())
+
+
+def test_every_documented_variable_is_read() -> None:
+    for one in settings_table.settings():
+        variable = one.variable.strip("`").partition("`")[0]
+        try:
+            config.load(environ={variable: "%"})
+        except config.ConfigError as e:
+            assert "no such setting" not in str(e)
+
+
+def test_what_is_shown_can_be_loaded_again_and_holds_no_secret(tmp_path: Path) -> None:
+    settings = config.load(environ={"TANGO_KEYS": "hushhush", "TANGO_PORT": "3001", "TANGO_CALLBACK_SECRET": "pst"})
+    shown = settings_table.as_toml(config.show(settings))
+    assert "hushhush" not in shown and "pst" not in shown and "# keys is set" in shown
+    assert tomllib.loads(shown)["http"]["port"] == 3001
+    file = tmp_path / "tango.toml"
+    file.write_text(shown)
+    assert config.load(file, environ={}).sandbox == settings.sandbox
+
+
+def test_a_setting_without_a_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(config.__file__).read_text().replace('"""Begins every key."""', "")
+    monkeypatch.setattr(settings_table.inspect, "getsource", lambda module: source)
+    with pytest.raises(LookupError, match=r"queue\.prefix"):
+        list(settings_table.settings())
