@@ -351,7 +351,8 @@ def _is_passing(e: BaseException) -> bool:
 
 def _reason(e: BaseException) -> str:
     if isinstance(e, aiohttp.ClientConnectorError):
-        return e.os_error.strerror or str(e.os_error)
+        known = (e.os_error.errno or 0) > 0  # a failed look-up of the name counts below 0
+        return os.strerror(e.os_error.errno) if known else e.os_error.strerror or str(e.os_error)
     if isinstance(e, TimeoutError):
         return "no answer in time"
     if isinstance(e, aiohttp.ServerDisconnectedError):
