@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -99,7 +100,10 @@ class TangoClient:
     """One server and one key. An async context manager."""
 
     def __init__(self, base_url: str, key: str, *, retry_s: float = RETRY_S) -> None:
+        """Raises ClientError if `base_url` is not an http or https URL."""
         self.base_url = base_url.rstrip("/")
+        if not re.match(r"https?://[^/]", base_url):
+            raise ClientError(f"{base_url} is not the address of a server, such as http://127.0.0.1:3000")
         self._key = key
         self._retry_s = retry_s
         self._session: aiohttp.ClientSession | None = None
@@ -274,7 +278,7 @@ class TangoClient:
                         raise self._unlike(f"it redirects to {response.headers.get('Location', 'nowhere')}")
                     return self._answer(response, await response.read())
             except ValueError as e:  # InvalidURL among them; its text would show the key
-                raise ClientError(f"{self.base_url} is not the address of a server") from e
+                raise ClientError(f"{self.base_url} or a name cannot be sent") from e
             except (aiohttp.ClientError, TimeoutError, OSError) as e:
                 if isinstance(e.__cause__, ClientError):  # raised by a body while it was sent
                     raise e.__cause__ from e
@@ -351,8 +355,8 @@ def _is_passing(e: BaseException) -> bool:
 
 def _reason(e: BaseException) -> str:
     if isinstance(e, aiohttp.ClientConnectorError):
-        known = (e.os_error.errno or 0) > 0  # a failed look-up of the name counts below 0
-        return os.strerror(e.os_error.errno) if known else e.os_error.strerror or str(e.os_error)
+        number = e.os_error.errno or 0  # below 0 if the host's name is unknown
+        return os.strerror(number) if number > 0 else e.os_error.strerror or str(e.os_error)
     if isinstance(e, TimeoutError):
         return "no answer in time"
     if isinstance(e, aiohttp.ServerDisconnectedError):
