@@ -27,7 +27,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -220,18 +220,18 @@ class LocalStore:
         ]
 
     async def _chunks(self, path: Path, expected: PinnedFile) -> AsyncIterator[bytes]:
-        file = await self._run(path.open, "rb")
-        try:
-            digest = hashlib.md5(usedforsecurity=False)
-            left = expected.size
-            while left > 0:
-                chunk = await self._run(_read, file, min(BLOCK, left), digest.update)
-                left -= len(chunk)
-                if not chunk or (left == 0 and digest.hexdigest() != expected.md5):
-                    raise StoreError(f"{expected.local} was edited in place after the job was added")
-                yield chunk
-        finally:
-            file.close()
+        digest = hashlib.md5(usedforsecurity=False)
+        left = expected.size
+        async with contextlib.aclosing(self._blocks(path, expected.size, digest.update)) as blocks:
+            async for block in blocks:
+                left -= len(block)
+                if left == 0 and digest.hexdigest() != expected.md5:
+                    break
+                yield block
+                if left == 0:
+                    return
+        if expected.size:
+            raise StoreError(f"{expected.local} was edited in place after the job was added")
 
     # -- outputs ---------------------------------------------------------------------------------
 
@@ -241,16 +241,17 @@ class LocalStore:
     async def show_output(self, ref: str, lab: str, output_name: str) -> None:
         stored = self._outputs / file_name(ref, "reference")
         shown = self._folder(lab) / OUTPUT / file_name(output_name, "output_file")
-        await self._run(self._show_output, stored, shown)
+        try:
+            await self._run(self._show, stored, shown)
+        except StoreError as e:
+            log.warning("feedback %s cannot be shown in the courselab's %s directory: %s", ref, OUTPUT, e)
 
-    def _show_output(self, stored: Path, shown: Path) -> None:
+    def _show(self, stored: Path, shown: Path) -> None:
         link = self._tmp / secrets.token_hex(16)
         try:
             shown.parent.mkdir(exist_ok=True)
             link_or_copy(stored, link)
             link.replace(shown)
-        except OSError as e:
-            log.warning("a feedback cannot be shown in the courselab's %s directory: %s", OUTPUT, e.strerror)
         finally:
             # rename() does nothing if both names are the same file already.
             link.unlink(missing_ok=True)
@@ -330,25 +331,29 @@ class LocalStore:
 
     # -- within ----------------------------------------------------------------------------------
 
-    async def _stored(self, path: Path, otherwise: str) -> StoredFile:
-        try:
-            status = await asyncio.to_thread(path.stat)
-        except FileNotFoundError as e:
-            raise NotFound(otherwise) from e
-        except OSError as e:
-            raise store_error(e) from e
-        return StoredFile(size=status.st_size, read=partial(self._contents, path), path=path)
-
-    async def _contents(self, path: Path) -> AsyncIterator[bytes]:
-        file = await self._run(path.open, "rb")
-        try:
-            while chunk := await self._run(_read, file, BLOCK, _unseen):
-                yield chunk
-        finally:
-            file.close()
-
     def _folder(self, lab: str) -> Path:
         return self._labs / file_name(lab, "courselab")
+
+    async def _stored(self, path: Path, otherwise: str) -> StoredFile:
+        try:
+            size = await self._run(_size, path)
+        except StoreError as e:
+            if isinstance(e.__cause__, FileNotFoundError):
+                raise NotFound(otherwise) from e
+            raise
+        return StoredFile(size=size, read=partial(self._blocks, path, size), path=path)
+
+    async def _blocks(
+        self, path: Path, size: int, see: Callable[[bytes], None] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The file's first `size` bytes, read in a thread, where `see` also gets each block."""
+        file = await self._run(path.open, "rb")
+        try:
+            while size > 0 and (block := await self._run(_read, file, min(BLOCK, size), see)):
+                size -= len(block)
+                yield block
+        finally:
+            file.close()
 
     async def _run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Work that blocks, in one of the store's threads; the system's errors become ours."""
@@ -359,11 +364,12 @@ class LocalStore:
             raise store_error(e) from e
 
 
-def _read(file: BinaryIO, size: int, see: Callable[[bytes], None]) -> bytes:
-    chunk = file.read(size)
-    see(chunk)
-    return chunk
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
-def _unseen(chunk: bytes) -> None:
-    """Takes a chunk whose content nobody checks."""
+def _read(file: BinaryIO, size: int, see: Callable[[bytes], None] | None) -> bytes:
+    block = file.read(size)
+    if see is not None:
+        see(block)
+    return block

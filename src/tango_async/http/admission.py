@@ -1,0 +1,168 @@
+"""What becomes a job: addJob's words checked, its inputs held, its limits set.
+
+All reasons to refuse are told at once, in Tango's words where Tango has any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from .. import names
+from ..config import Limits as LimitSettings
+from ..errors import BadName, NotFound, Rejected
+from ..files.base import Pin
+from ..model import JobSpec, Limits
+from .service import Lab, Service
+from .wire import AddJob, InputEntry
+
+MAKEFILE = "Makefile"
+
+_URI = re.compile(
+    r"""https?://
+    (?: [\w.~!$&'()*+,;=:%-]* @ )?
+    (?: [\w.~%-]+ | \[ [0-9a-f:.]+ \] )  (?: : [0-9]{1,5} )?
+    (?: / (?: [\w.~!$&'()*+,;=:@/-] | %[0-9a-f]{2} )* )?
+    (?: [?\#] (?: [\w.~!$&'()*+,;=:@/?\#-] | %[0-9a-f]{2} )* )?""",
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
+"""As strict as the URI parser of Autolab's job pages, which one bad URI would break."""
+
+MAX_URI = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """addJob's words, checked."""
+
+    name: str
+    image: str
+    output_name: str
+    files: list[tuple[str, str]]
+    callback_url: str | None
+
+
+async def admit(service: Service, lab: Lab, asked: AddJob) -> JobSpec:
+    """The job, its inputs pinned. Raises Rejected."""
+    wanted = await _check(service, asked)
+    try:
+        pin = await service.store.pin(lab.stored, wanted.files)
+    except NotFound as e:
+        raise Rejected(str(e).splitlines()) from e
+    size, most = sum(f.size for f in pin.files), service.settings.limits.disk_bytes
+    if size > most:
+        await service.store.unpin(pin.id)
+        raise Rejected([f"Input files are too large: {size} bytes, and a job's disk has {most}"])
+    return _spec(lab, asked, wanted, pin, service.settings.limits)
+
+
+def fingerprint(lab: Lab, body: bytes, spec: JobSpec, idempotency_key: str | None) -> str:
+    """What two requests share if they mean the same job: Autolab repeats a slow addJob up to four times."""
+    parts = [lab.stored.encode()]
+    if idempotency_key is not None:
+        parts += [b"key", idempotency_key.encode(errors="surrogateescape")]
+    else:
+        parts += [b"body", body, *(f.md5.encode() for f in spec.files)]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+async def _check(service: Service, asked: AddJob) -> _Wanted:
+    reasons: list[str] = []
+    name = image = output_name = ""
+    try:
+        name = names.job_name(asked.job_name or "")
+    except BadName as e:
+        reasons.append(str(e))
+    else:
+        if not name:
+            reasons.append("Missing job.name")
+    if not asked.image:
+        reasons.append("Missing job.vm.image")
+    else:
+        try:
+            image = names.image_name(asked.image)
+        except BadName as e:
+            reasons.append(str(e))
+        else:
+            if not await service.fleet.may_run(image):
+                reasons.append(f"Image not found: {asked.image}")
+    if not asked.output_file:
+        reasons.append("Missing job.outputFile")
+    else:
+        output_name = _name(asked.output_file, "output_file", reasons)
+    files = _files(asked.files or [], reasons)
+    callback_url = asked.callback_url or asked.notify_url or None
+    if callback_url and (len(callback_url) > MAX_URI or not _URI.fullmatch(callback_url)):
+        reasons.append("Bad callback_url: expected an absolute http or https URI")
+    if reasons:
+        raise Rejected(reasons)
+    return _Wanted(name, image, output_name, files, callback_url)
+
+
+def _name(raw: str, what: str, reasons: list[str]) -> str:
+    try:
+        return names.file_name(raw, what)
+    except BadName as e:
+        reasons.append(str(e))
+        return ""
+
+
+def _files(entries: list[InputEntry], reasons: list[str]) -> list[tuple[str, str]]:
+    before = len(reasons)
+    files = [(_name(e.local, "localFile", reasons), _name(e.dest, "destFile", reasons)) for e in entries]
+    if len(reasons) > before:
+        return []
+    times = Counter(dest for _, dest in files)
+    makefiles = times.pop(MAKEFILE, 0)
+    if makefiles == 0:
+        reasons.append("Missing Makefile in input files.")
+    elif makefiles > 1:
+        reasons.append("More than one Makefile in input files.")
+    reasons += [f"More than one input file has the destFile {dest}" for dest, n in times.items() if n > 1]
+    return files
+
+
+def _spec(lab: Lab, asked: AddJob, wanted: _Wanted, pin: Pin, limits: LimitSettings) -> JobSpec:
+    notes: list[str] = []
+    timeout_s = limits.timeout_s
+    if asked.timeout is not None and asked.timeout > 0:
+        timeout_s = _at_most(asked.timeout, limits.max_timeout_s)
+        if timeout_s < asked.timeout:
+            notes.append(f"The timeout asked for was cut to {timeout_s} s, the most that is allowed here")
+    output_bytes = limits.output_bytes
+    if asked.max_kb is not None and asked.max_kb > 0:
+        output_bytes = _at_most(asked.max_kb * 1024, limits.max_output_bytes)
+        if output_bytes < asked.max_kb * 1024:
+            notes.append(f"The output limit asked for was cut to {output_bytes} bytes, the most that is allowed here")
+    return JobSpec(
+        name=wanted.name,
+        lab=lab.stored,
+        courselab=lab.courselab,
+        image=wanted.image,
+        output_name=wanted.output_name,
+        pin=pin.id,
+        files=pin.files,
+        limits=Limits(
+            timeout_s=timeout_s,
+            output_bytes=output_bytes,
+            output_stop_bytes=limits.output_stop_bytes,
+            file_bytes=limits.file_bytes,
+            processes=limits.processes,
+            disk_bytes=limits.disk_bytes,
+            memory_bytes=limits.memory_bytes,
+            cores=limits.cores,
+        ),
+        network=not asked.disable_network,
+        callback_url=wanted.callback_url,
+        notes=tuple(notes),
+    )
+
+
+def _at_most(asked: float, most: int) -> int:
+    return most if asked > most else math.ceil(asked)

@@ -1,0 +1,59 @@
+"""The application and the runner that serves it. They open and close nothing: the caller does."""
+
+from __future__ import annotations
+
+import logging
+
+from aiohttp import web
+
+from ..config import Settings
+from ..files.base import FileStore
+from ..queue.redis import Queue
+from . import middleware
+from .fleet import Fleet
+from .routes import add_routes
+from .service import SERVICE, Keys, Service
+
+MAX_LINE = 64 * 1024
+"""Longest request line and header, so that a name that is too long reaches us and is answered."""
+
+KEEPALIVE_S = 75.0
+
+
+def make_app(settings: Settings, queue: Queue, store: FileStore) -> web.Application:
+    app = web.Application(middlewares=middleware.ALL)
+    keys = Keys(settings.http.keys)
+    app[SERVICE] = Service(settings=settings, queue=queue, store=store, fleet=Fleet(queue), keys=keys)
+    add_routes(app)
+    return app
+
+
+def make_runner(app: web.Application, *, shutdown_s: float = 10.0) -> web.AppRunner:
+    """A runner with this API's rules of connections; requests in progress have `shutdown_s` to end."""
+    return web.AppRunner(
+        app,
+        access_log=logging.getLogger("tango_async.http.access"),
+        access_log_class=middleware.AccessLogger,
+        logger=_protocol_log(),
+        # A body that was answered unread is taken in by the middleware, which counts it.
+        lingering_time=0.0,
+        keepalive_timeout=KEEPALIVE_S,
+        max_line_size=MAX_LINE,
+        max_field_size=MAX_LINE,
+        shutdown_timeout=shutdown_s,
+    )
+
+
+def _protocol_log() -> logging.Logger:
+    """aiohttp's own log of broken requests. Their excerpts may hold a key, so only the kind of error is kept."""
+    log = logging.getLogger("tango_async.http.protocol")
+    if not log.filters:
+        log.addFilter(_without_excerpts)
+    return log
+
+
+def _without_excerpts(record: logging.LogRecord) -> bool:
+    if record.exc_info and record.exc_info[0] is not None:
+        record.msg = f"{record.msg}: {record.exc_info[0].__name__}"
+        record.exc_info = None
+    return True

@@ -1,0 +1,46 @@
+"""What the dispatchers have published of themselves: their images, machines and whether they live."""
+
+from __future__ import annotations
+
+import time
+
+from ..model import DispatcherRecord
+from ..queue.redis import Queue
+
+FRESH_S = 1.0
+LIVE_MS = 30_000
+"""A dispatcher publishes itself every few seconds; after so long without it is taken for dead."""
+
+
+class Fleet:
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._images: frozenset[str] = frozenset()
+        self._read_at = float("-inf")
+
+    async def all(self) -> list[DispatcherRecord]:
+        """Every dispatcher that ever published itself."""
+        records = await self._queue.dispatchers()
+        self._images = frozenset(image for record in records for image in record.images)
+        self._read_at = time.monotonic()
+        return records
+
+    async def live(self) -> list[DispatcherRecord]:
+        now_ms = time.time() * 1000
+        return [record for record in await self.all() if now_ms - record.beat_ms < LIVE_MS]
+
+    async def may_run(self, image: str) -> bool:
+        """Whether a job that wants the image can be accepted.
+
+        It can if any dispatcher, even a dead one, has the image, and also if there has never been a
+        dispatcher: then nobody knows, and the job waits. Never refuses by old knowledge.
+        """
+        if image in self._images and time.monotonic() - self._read_at < FRESH_S:
+            return True
+        records = await self.all()
+        return not records or image in self._images
+
+    async def has(self, image: str) -> bool:
+        """Whether any dispatcher has the image."""
+        await self.all()
+        return image in self._images

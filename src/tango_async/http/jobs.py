@@ -1,0 +1,112 @@
+"""Jobs: addJob, the lists, what a running one has said so far, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+
+from aiohttp import web
+
+from ..errors import BadRequest, NotFound, QueueFull, StoreError, TangoError
+from ..model import JobRecord, JobState
+from ..names import file_name
+from ..queue.redis import Cancelled
+from . import admission, answers, bodies, wire
+from .service import Service, lab_of, service_of
+
+log = logging.getLogger(__name__)
+
+_ID = re.compile(r"[0-9]{1,18}", re.ASCII)
+_HEADER_END = b"\n---\n"
+"""Ends the lines that the dispatcher writes above a job's output."""
+
+_CANCEL_ANSWERS = {
+    Cancelled.CANCELLED: (0, "Job cancelled"),
+    Cancelled.REQUESTED: (0, "Job cancellation requested"),
+    Cancelled.NOT_FOUND: (-2, "Job not found"),
+    Cancelled.COMPLETED: (-3, "Job already completed"),
+}
+
+
+async def add_job(request: web.Request) -> web.Response:
+    service = service_of(request)
+    lab = lab_of(request)
+    body = await bodies.read(request, service.settings.http.max_json_bytes, service.settings.http)
+    spec = await admission.admit(service, lab, wire.read_json(body, wire.AddJob))
+    print_ = admission.fingerprint(lab, body, spec, request.headers.get("Idempotency-Key"))
+    try:
+        added = await service.queue.add(spec, fingerprint=print_)
+    except QueueFull:
+        await service.store.unpin(spec.pin)
+        raise
+    # On any other error the job may have been added and need its pin; if not, the sweep finds it.
+    if not added.new:
+        await service.store.unpin(spec.pin)
+    response = answers.json(wire.encode(wire.Added(status_msg="Job added", job_id=added.id)))
+    if spec.callback_url and await answers.flushed(request, response):
+        await _tell_answered(service, added.id)
+    return response
+
+
+async def _tell_answered(service: Service, job_id: int) -> None:
+    """The callback waits for this: a client must know the id before it hears that the job has ended."""
+    try:
+        await service.queue.answered(job_id)
+    except TangoError as e:
+        log.warning("job %d: the callback waits for the longest time, since its answer was not noted: %s", job_id, e)
+
+
+async def list_jobs(request: web.Request) -> web.Response:
+    service = service_of(request)
+    which, limit = _number(request.match_info["number"], "list"), service.settings.http.list_limit
+    jobs: list[JobRecord] = []
+    if which == 0:
+        jobs = await service.queue.live(limit)
+    elif which == 1:
+        jobs = await service.queue.dead(limit)
+    return answers.json(await asyncio.to_thread(wire.encode_jobs, jobs))
+
+
+async def partial_output(request: web.Request) -> web.Response:
+    service = service_of(request)
+    job_id = _number(request.match_info["id"], "job id")
+    job = await service.queue.job(job_id)
+    output = b""
+    if job is not None and job.state is JobState.DEAD:
+        output = await _final_output(service, job)
+    elif job is not None:
+        output = await service.queue.partial_output(job_id)
+    text = output.decode(errors="replace")
+    return answers.json(wire.encode(wire.Partial(status_msg="Partial output obtained", output=text)))
+
+
+async def _final_output(service: Service, job: JobRecord) -> bytes:
+    if not job.output_ref:
+        return job.note.encode()
+    limit = service.settings.limits.live_output_bytes
+    try:
+        whole = await answers.excerpt(await service.store.output(job.output_ref), limit)
+    except (NotFound, StoreError):
+        return b""
+    header, end, output = whole.partition(_HEADER_END)
+    return output if end and header.startswith(b"Autograder") else whole
+
+
+async def cancel(request: web.Request) -> web.Response:
+    """By output file as in Tango's forks, or by job id."""
+    queue = service_of(request).queue
+    if "courselab" in request.match_info:
+        name = file_name(request.match_info["output_file"], "output file")
+        job = await queue.job_of_output(lab_of(request).stored, name)
+        result = Cancelled.NOT_FOUND if job is None else await queue.cancel(job.id)
+    else:
+        result = await queue.cancel(_number(request.match_info["id"], "job id"))
+    status_id, message = _CANCEL_ANSWERS[result]
+    return answers.json(wire.encode(wire.Answer(status_id=status_id, status_msg=message)))
+
+
+def _number(raw: str, what: str) -> int:
+    if not _ID.fullmatch(raw):
+        raise BadRequest(f"Bad {what}: expected a number")
+    return int(raw)

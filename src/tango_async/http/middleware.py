@@ -1,0 +1,122 @@
+"""What all requests have in common: the key, errors in Tango's shape, one line in the log, the unread body.
+
+Keys are in every path and in file names, so everything that is logged here goes through `redact`.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+from urllib.parse import unquote_to_bytes
+
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractAccessLogger
+
+from ..errors import BadRequest, NotFound, QueueFull, QueueUnavailable, Rejected, StoreError, StoreFull
+from . import answers, bodies, wire
+from .service import KEY, service_of
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class AccessLogger(AbstractAccessLogger):
+    """A line for every answer. It has the path as it was sent, still escaped, but for the key."""
+
+    @property
+    def enabled(self) -> bool:
+        return self.logger.isEnabledFor(logging.INFO)
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        path = _shown_path(request) if isinstance(request, web.Request) else "-"
+        self.logger.info("%s %s %s %d %.0f ms", request.remote, request.method, path, response.status, time * 1000)
+
+
+def _shown_path(request: web.Request) -> str:
+    """The key is the second part of every route's path; elsewhere it is known by its letters."""
+    raw = request.rel_url.raw_path
+    if "key" not in request.match_info:
+        return "/" if raw == "/" else "(no such route)"
+    parts = raw.split("/")
+    parts[2] = "KEY"
+    return service_of(request).keys.redact("/".join(parts))[:300]
+
+
+@web.middleware
+async def answer_in_tangos_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error as JSON that a client shows, and the rest of a body that nobody wanted taken in."""
+    try:
+        response = await handler(request)
+    except ConnectionError:
+        raise
+    except Exception as error:
+        response = _failure(request, error)
+    body = request.content
+    if not body.is_eof() and body.exception() is None:
+        await response.prepare(request)
+        await response.write_eof()
+        await bodies.discard(body)
+        if not body.is_eof():
+            response.force_close()
+    return response
+
+
+def _failure(request: web.Request, error: Exception) -> web.Response:
+    match error:
+        case web.HTTPException():
+            allow = error.headers.get(hdrs.ALLOW)
+            headers = {str(hdrs.ALLOW): allow} if allow else None
+            return answers.json(wire.failure(error.reason), status=error.status, headers=headers)
+        case Rejected():
+            return answers.json(wire.failure(wire.rejection(error.reasons)))
+        case bodies.BodyTooLarge():
+            return answers.json(wire.failure(str(error)), status=413)
+        case bodies.BodyTooSlow():
+            response = answers.json(wire.failure(str(error)), status=408)
+            response.force_close()
+            return response
+        case BadRequest() | NotFound():
+            return answers.json(wire.failure(str(error)))
+        case QueueFull():
+            return answers.json(wire.failure(str(error)), status=503, headers={hdrs.RETRY_AFTER: "60"})
+        case QueueUnavailable():
+            log.error("%s", service_of(request).keys.redact(str(error)))
+            message = "The job queue cannot be reached; try again soon"
+            return answers.json(wire.failure(message), status=503, headers={hdrs.RETRY_AFTER: "5"})
+    text = "".join(traceback.format_exception(error))
+    log.error("%s %s\n%s", request.method, _shown_path(request), service_of(request).keys.redact(text))
+    match error:
+        case StoreFull():
+            return answers.json(wire.failure("The file store has no space left"), status=507)
+        case StoreError():
+            return answers.json(wire.failure("The file store failed"), status=500)
+        case _:
+            return answers.json(wire.failure("Internal error"), status=500)
+
+
+@web.middleware
+async def require_key(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Lets in who knows a key, before anything of the body is read."""
+    if "key" not in request.match_info:
+        return await handler(request)
+    _require_utf8(request.rel_url.raw_path)
+    key = service_of(request).keys.of(request)
+    if key is None:
+        return answers.json(wire.failure("Key not recognized"))
+    request[KEY] = key
+    return await handler(request)
+
+
+def _require_utf8(raw_path: str) -> None:
+    """The router leaves escapes that are no UTF-8 as they are, and so two paths could be one name."""
+    if "%" in raw_path:
+        try:
+            unquote_to_bytes(raw_path).decode()
+        except UnicodeDecodeError as e:
+            raise BadRequest("The path is not valid UTF-8") from e
+
+
+ALL = (answer_in_tangos_shape, require_key)
+"""From the outside in."""

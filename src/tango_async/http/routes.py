@@ -1,0 +1,45 @@
+"""The map of the API. Every route answers with and without its last slash.
+
+A redirect that adds the slash would turn a client's POST into a GET without its body.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from . import courselabs, jobs, machines
+from .middleware import Handler
+
+
+def _part(name: str) -> str:
+    """Whatever stands between two slashes; what may be a name is decided in names.py."""
+    return f"{{{name}:[^/]+}}"
+
+
+_KEY, _LAB, _FILE, _ID, _NUMBER = map(_part, ("key", "courselab", "output_file", "id", "number"))
+_IMAGE = "{image:.+}"
+_IMAGE_OR_ALL = "{image:(?:/.*)?}"
+_SLASH = "{slash:/?}"
+
+ROUTES: list[tuple[str, str, Handler]] = [
+    ("GET", "/", machines.root),
+    ("GET", f"/open/{_KEY}/{_LAB}{_SLASH}", courselabs.open_lab),
+    ("POST", f"/upload/{_KEY}/{_LAB}{_SLASH}", courselabs.upload),
+    ("POST", f"/addJob/{_KEY}/{_LAB}{_SLASH}", jobs.add_job),
+    ("GET", f"/poll/{_KEY}/{_LAB}/{_FILE}{_SLASH}", courselabs.poll),
+    ("GET", f"/getPartialOutput/{_KEY}/{_ID}{_SLASH}", jobs.partial_output),
+    ("POST", f"/cancel/{_KEY}/{_LAB}/{_FILE}{_SLASH}", jobs.cancel),
+    ("POST", f"/cancel/{_KEY}/{_ID}{_SLASH}", jobs.cancel),
+    ("GET POST", f"/jobs/{_KEY}/{_NUMBER}{_SLASH}", jobs.list_jobs),
+    ("GET", f"/info/{_KEY}{_SLASH}", machines.info),
+    ("GET", f"/pool/{_KEY}{_IMAGE_OR_ALL}", machines.pool),
+    ("GET POST", f"/prealloc/{_KEY}/{_IMAGE}/{_NUMBER}{_SLASH}", machines.prealloc),
+    ("POST", f"/build/{_KEY}{_SLASH}", machines.build),
+]
+
+
+def add_routes(app: web.Application) -> None:
+    for methods, path, handler in ROUTES:
+        resource = app.router.add_resource(path)
+        for method in methods.split():
+            resource.add_route(method, handler)

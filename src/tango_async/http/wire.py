@@ -1,0 +1,217 @@
+"""Tango's JSON: every name that its clients send or read, and nothing of what it means.
+
+Requests are typed and tolerant as Tango's clients need it (null for what is not given, unknown
+fields); answers have Tango's fields in Tango's form. The names come from Autolab's client and from
+recorded answers of Tango.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import Struct, field
+
+from ..errors import BadRequest
+from ..feedback import ctime
+from ..model import JobRecord, JobState, PoolState
+
+T = TypeVar("T", bound=Struct)
+
+OK, FAILED = 0, -1
+"""Values of statusId. Clients take every negative one for an error."""
+
+encode = msgspec.json.Encoder().encode
+
+# -- requests ------------------------------------------------------------------------------------
+
+
+class InputEntry(Struct, frozen=True):
+    """One of addJob's `files`."""
+
+    local: str = field(name="localFile")
+    dest: str = field(name="destFile")
+
+
+class AddJob(Struct, frozen=True):
+    """addJob's body."""
+
+    image: str | None = None
+    files: list[InputEntry] | None = None
+    output_file: str | None = None
+    timeout: int | float | None = None
+    max_kb: int | float | None = None
+    callback_url: str | None = None
+    notify_url: str | None = field(default=None, name="notifyURL")
+    job_name: str | None = field(default=None, name="jobName")
+    disable_network: bool | None = None
+
+
+class Prealloc(Struct, frozen=True):
+    """prealloc's body. `memory` is in MiB."""
+
+    vmms: str | None = None
+    cores: float | None = None
+    memory: int | None = None
+
+
+def read_json(body: bytes, kind: type[T]) -> T:
+    """A body of JSON, whatever its content type said. Raises BadRequest, naming the offending field."""
+    try:
+        if not body.isascii():
+            body.decode()
+        return msgspec.json.decode(body, type=kind)
+    except UnicodeDecodeError as e:
+        raise BadRequest("The body is not valid UTF-8") from e
+    except RecursionError as e:
+        raise BadRequest("Malformed JSON: nested too deeply") from e
+    except msgspec.ValidationError as e:
+        raise BadRequest(_explain(e)) from e
+    except msgspec.DecodeError as e:
+        raise BadRequest(f"Malformed JSON: {e}") from e
+
+
+def read_json_or_form(body: bytes, kind: type[T]) -> T:
+    """A body of JSON, a form, or none: Autolab sends prealloc's numbers as a form."""
+    if not body.strip():
+        return kind()
+    if body.lstrip()[:1] in b"{[":
+        return read_json(body, kind)
+    try:
+        return msgspec.convert(dict(parse_qsl(body.decode())), kind, strict=False)
+    except UnicodeDecodeError as e:
+        raise BadRequest("The body is not valid UTF-8") from e
+    except msgspec.ValidationError as e:
+        raise BadRequest(_explain(e)) from e
+
+
+def _explain(error: msgspec.ValidationError) -> str:
+    text, _, where = str(error).partition(" - at `$")
+    text = text.replace("`", "")
+    where = where.strip("`.")
+    return f"{where}: {text}" if where else f"The body: {text}"
+
+
+# -- answers -------------------------------------------------------------------------------------
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """What every answer has."""
+
+    status_id: int = field(default=OK, name="statusId")
+    status_msg: str | list[str] = field(name="statusMsg")
+
+
+class Opened(Answer, frozen=True, kw_only=True):
+    files: dict[str, str]
+
+
+class Added(Answer, frozen=True, kw_only=True):
+    job_id: int = field(name="jobId")
+
+
+class Partial(Answer, frozen=True, kw_only=True):
+    output: str
+
+
+class Pools(Answer, frozen=True, kw_only=True):
+    pools: dict[str, PoolState]
+
+
+class Info(Struct, frozen=True, kw_only=True):
+    elapsed_secs: float
+    job_requests: int
+    job_retries: int
+    waitvm_timeouts: int
+    runjob_timeouts: int
+    copyin_errors: int
+    runjob_errors: int
+    copyout_errors: int
+    num_threads: int
+
+
+class InfoFound(Answer, frozen=True, kw_only=True):
+    info: Info
+
+
+class Vm(Struct, frozen=True, kw_only=True):
+    """Where a job runs. Clients want the object and a name; Tango leaves most of the rest null."""
+
+    id: str | None
+    name: str
+    image: str
+    vmms: str | None = None
+    cores: float
+    memory: int
+    disk: int
+    network: bool
+    resume: None = None
+
+
+class JobEntry(Struct, frozen=True, kw_only=True, rename="camel"):
+    retries: int
+    output_file: str
+    name: str
+    notify_url: str | None = field(name="notifyURL")
+    max_output_file_size: int
+    assigned: bool
+    timeout: int
+    id: int
+    trace: list[str]
+    vm: Vm
+    input: list[dict[str, str]]
+
+
+class Jobs(Answer, frozen=True, kw_only=True):
+    jobs: list[JobEntry]
+
+
+def job_entry(job: JobRecord) -> JobEntry:
+    """A job as /jobs/ shows it: the key in its paths replaced by the word KEY."""
+    spec, limits = job.spec, job.spec.limits
+    folder = f"courselabs/KEY-{spec.courselab}"
+    return JobEntry(
+        id=job.id,
+        name=spec.name,
+        assigned=job.state in (JobState.ASSIGNED, JobState.RUNNING),
+        retries=job.retries,
+        notify_url=spec.callback_url,
+        timeout=limits.timeout_s,
+        max_output_file_size=limits.output_bytes,
+        output_file=f"{folder}/output/{spec.output_name}",
+        input=[{"localFile": f"{folder}/{f.local}", "destFile": f.dest} for f in spec.files],
+        # Clients split a line at '|' and look at the last one, so there is always one.
+        trace=[f"{ctime(line.at_ms)}|{line.text.replace('|', '/')}" for line in job.trace]
+        or [f"{ctime(job.added_ms)}|Added job {job.id}"],
+        vm=Vm(
+            id=job.machine or None,
+            name=spec.image,
+            image=spec.image,
+            cores=limits.cores,
+            memory=limits.memory_bytes >> 20,
+            disk=limits.disk_bytes >> 20,
+            network=spec.network,
+        ),
+    )
+
+
+def encode_jobs(jobs: Iterable[JobRecord]) -> bytes:
+    """The answer of /jobs/. Takes milliseconds for a thousand jobs, so call it in a thread."""
+    return encode(Jobs(status_msg="Found list of jobs", jobs=[job_entry(job) for job in jobs]))
+
+
+def rejection(reasons: list[str]) -> list[str]:
+    """Why addJob refuses, in the form of trace lines, as Autolab prints them."""
+    now = ctime(int(time.time() * 1000))
+    return [f"{now}|validateJob: {r}" for r in [*reasons, f"Job rejected: {len(reasons)} errors"]]
+
+
+def failure(message: str | list[str], status_id: int = FAILED) -> bytes:
+    return encode(Answer(status_id=status_id, status_msg=message))
+
+
+def success(message: str, **more: Any) -> bytes:
+    return encode(Answer(status_msg=message, **more))
