@@ -47,7 +47,7 @@ def main() -> int:
     try:
         archive = cached()
         if only_archive:
-            print(archive)
+            sys.stdout.write(f"{archive}\n")
         else:
             subprocess.run(["docker", "load", "--input", str(archive)], check=True)
     except FileNotFoundError as e:
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _fail(why: str) -> int:
-    print(f"grading-image: {why}", file=sys.stderr)
+    sys.stderr.write(f"grading-image: {why}\n")
     return 1
 
 

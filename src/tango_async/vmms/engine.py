@@ -1,0 +1,355 @@
+"""One Docker engine: the few calls that the back-end needs, each ending in our errors.
+
+The only module that knows aiodocker. It owns the connections and sees to it that none outlives the
+call that made it: aiodocker's own streams keep theirs when a reader is cancelled or stops early. What
+a container means is not known here (docker.py), nor is any call repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import getpass
+import json
+import os
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiodocker
+import aiohttp
+from aiodocker.stream import Stream
+
+from ..errors import ImageNotFound, MachineLost, VmmsError, VmmsUnavailable
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+
+MIN_API = (1, 40)
+"""Docker 19.03, the first with all of: the `local` log, wait for the next exit, tmpfs options."""
+
+PROBE_S = 5.0
+"""How long an engine may take to answer at the start."""
+
+_NO_LIMIT = aiohttp.ClientTimeout()
+_UNREACHABLE = 900
+"""The status that aiodocker gives to a connection that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A container as the engine sees it now."""
+
+    status: str
+    running: bool
+    code: int
+    out_of_memory: bool
+
+
+@contextmanager
+def ours(missing: type[VmmsError] = MachineLost) -> Iterator[None]:
+    """Turns what aiodocker and aiohttp raise into our errors; `missing` is what a 404 means here."""
+    try:
+        yield
+    except aiodocker.DockerError as e:
+        if e.status == _UNREACHABLE:
+            raise VmmsUnavailable(e.message) from e
+        raise (missing if e.status == 404 else EngineError)(e.message) from e
+    except (aiohttp.ClientError, OSError) as e:
+        raise VmmsUnavailable(f"the Docker engine broke off: {e!r}") from e
+
+
+class EngineError(VmmsError):
+    """The engine refused, and says why."""
+
+    @property
+    def status(self) -> int:
+        cause = self.__cause__
+        return cause.status if isinstance(cause, aiodocker.DockerError) else 0
+
+
+class Engine:
+    """A client of one engine. Open it first, inside the running loop."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host or DEFAULT_HOST
+        self.cores = 0
+        self._session: aiohttp.ClientSession | None = None
+        self._client: aiodocker.Docker | None = None
+
+    @property
+    def _docker(self) -> aiodocker.Docker:
+        if self._client is None:
+            raise VmmsUnavailable("the Docker engine's client is not open")
+        return self._client
+
+    async def open(self) -> None:
+        """Connects. Raises VmmsUnavailable, saying what to install, start or permit."""
+        url, connector = _connector(self.host)
+        self._session = aiohttp.ClientSession(connector=connector)
+        self._client = aiodocker.Docker(url, connector=connector, session=self._session)
+        try:
+            await self._probe()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _probe(self) -> None:
+        try:
+            async with asyncio.timeout(PROBE_S):
+                version = await self._docker.version()
+                info = await self._docker.system.info()
+            api = tuple(int(part) for part in version["ApiVersion"].split("."))
+            self.cores = int(info["NCPU"])
+        except TimeoutError as e:
+            raise VmmsUnavailable(f"the Docker engine at {self.host} does not answer within {PROBE_S:.0f} s") from e
+        except aiodocker.DockerError as e:
+            raise VmmsUnavailable(_advice(self.host, e)) from e
+        except (aiohttp.ClientError, OSError) as e:
+            raise VmmsUnavailable(f"the Docker engine at {self.host} broke off: {e!r}") from e
+        except (ValueError, TypeError, KeyError) as e:
+            raise VmmsUnavailable(f"what answers at {self.host} is no Docker engine") from e
+        if api < MIN_API:
+            wanted = ".".join(map(str, MIN_API))
+            raise VmmsUnavailable(
+                f"the Docker engine at {self.host} speaks API {version['ApiVersion']}; {wanted} needed"
+            )
+
+    async def close(self) -> None:
+        session, self._session, self._client = self._session, None, None
+        if session is not None:
+            await session.close()
+
+    # containers
+
+    async def create(self, name: str, config: Mapping[str, Any]) -> None:
+        """Never pulls: an image that is not there is ImageNotFound."""
+        with ours(ImageNotFound):
+            await self._docker.containers.create(dict(config), name=name)
+
+    async def start(self, name: str) -> None:
+        with ours(EngineError):
+            await self._docker.containers.container(name).start()
+
+    async def attach(self, name: str, *, stdin: bool = False, output: bool = False) -> Attached:
+        with ours():
+            stream = self._docker.containers.container(name).attach(stdin=stdin, stdout=output, stderr=output)
+            attached = Attached(stream)
+            try:
+                await stream.__aenter__()
+            except BaseException:
+                await attached.close()
+                raise
+        return attached
+
+    async def ending(self, name: str) -> Ending:
+        """Asks to be told of the container's next exit."""
+        with ours():
+            return Ending(await self._request("POST", f"containers/{name}/wait", {"condition": "next-exit"}))
+
+    async def wait(self, name: str) -> None:
+        """Returns when the container does not run. It may hang on over a cut network: ask `state` too."""
+        with ours():
+            await self._docker.containers.container(name).wait()
+
+    async def state(self, name: str) -> State:
+        with ours():
+            state = (await self._docker.containers.container(name).show())["State"]
+        return State(state["Status"], state["Running"], state["ExitCode"], state["OOMKilled"])
+
+    async def remove(self, name: str) -> None:
+        """With its processes and anonymous volumes; success if it is gone or going."""
+        try:
+            with ours():
+                await self._docker.containers.container(name).delete(force=True, v=True)
+        except MachineLost:
+            return
+        except EngineError as e:
+            if e.status != 409:
+                raise
+
+    async def containers(self, label: str) -> list[dict[str, Any]]:
+        """All containers with that label (`key=value`), in any state."""
+        with ours():
+            filters = json.dumps({"label": [label]})
+            listed = await self._docker._query_json("containers/json", params={"all": 1, "filters": filters})
+        return list(listed)
+
+    async def logs(self, name: str, *, follow: bool) -> AsyncGenerator[bytes, None]:
+        """What the container has written, byte-exact, stdout and stderr in their order."""
+        with ours():
+            parameters = {"stdout": 1, "stderr": 1, "follow": int(follow)}
+            response = await self._request("GET", f"containers/{name}/logs", parameters)
+            try:
+                pending = bytearray()
+                async for chunk in response.content.iter_any():
+                    pending += chunk
+                    if data := _payload(pending):
+                        yield data
+            finally:
+                response.close()
+
+    async def read(self, name: str, path: str, limit: int) -> bytes:
+        """The start of the tar of one file of a container that need not run; empty if there is none."""
+        with ours(ImageNotFound):
+            response = await self._request("GET", f"containers/{name}/archive", {"path": path})
+            try:
+                data = b""
+                async for chunk in response.content.iter_any():
+                    data += chunk
+                    if len(data) >= limit:
+                        break
+                return data[:limit]
+            finally:
+                response.close()
+
+    # images
+
+    async def images(self) -> dict[str, str]:
+        """Every tag and the id of its image."""
+        with ours():
+            images = await self._docker.images.list()
+        return {tag: image["Id"] for image in images for tag in image["RepoTags"] or () if "<none>" not in tag}
+
+    async def image(self, name: str) -> dict[str, Any]:
+        with ours(ImageNotFound):
+            return await self._docker.images.inspect(name)
+
+    async def load(self, archive: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
+        """Loads a `docker save` archive; yields the tags, or ids where there are none, as they come."""
+        with ours():
+            response = await self._request("POST", "images/load", {"quiet": 1}, archive)
+            try:
+                async for line in response.content:
+                    said = json.loads(line)
+                    if "error" in said:
+                        raise EngineError(str(said["error"]))
+                    _, found, reference = str(said.get("stream", "")).partition("Loaded image")
+                    if found:
+                        yield reference.partition(": ")[2].strip()
+            finally:
+                response.close()
+
+    async def tag(self, image: str, name: str) -> None:
+        repository, _, tag = name.rpartition(":")
+        if not repository or "/" in tag:
+            repository, tag = name, "latest"
+        with ours(ImageNotFound):
+            await self._docker.images.tag(image, repository, tag=tag)
+
+    async def remove_image(self, name: str) -> None:
+        with ours(ImageNotFound):
+            await self._docker.images.delete(name)
+
+    async def _request(
+        self, method: str, path: str, parameters: dict[str, Any], body: AsyncIterator[bytes] | None = None
+    ) -> aiohttp.ClientResponse:
+        """A response whose body is still to come; the caller closes it."""
+        headers = {"Content-Type": "application/x-tar" if body else "application/json"}
+        chunked = True if body else None
+        return await self._docker._do_query(
+            path, method, params=parameters, data=body, headers=headers, timeout=_NO_LIMIT, chunked=chunked
+        )
+
+
+class Attached:
+    """A container's standard input or output, as it happens."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def write(self, data: bytes) -> None:
+        """Waits while the engine does not take more. Raises MachineLost when it takes none any more."""
+        try:
+            await self._stream.write_in(data)
+        except (aiohttp.ClientError, OSError, RuntimeError, AssertionError) as e:
+            raise MachineLost("the machine takes no more input") from e
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Ends with the stream, for whatever reason: only Ending tells a whole output from a cut one."""
+        with suppress(aiohttp.ClientError, OSError):
+            while (message := await self._stream.read_out()) is not None:
+                yield message.data
+
+    async def close(self) -> None:
+        """What was written is still delivered, and then the end of the file."""
+        # Stream.close asserts that there is a connection; a failed one has none.
+        with suppress(AssertionError, AttributeError):
+            await self._stream.close()
+
+
+class Ending:
+    """The engine's promise to tell of an exit, kept by the very process that serves an attached stream.
+
+    An engine that dies ends its streams as an exit does. If this promise was kept, it lived until the exit.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def kept(self) -> bool:
+        """Waits for the exit."""
+        try:
+            return "StatusCode" in await self._response.json()
+        except (aiohttp.ClientError, OSError, ValueError):
+            return False
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def _payload(pending: bytearray) -> bytes:
+    """Takes the whole frames off `pending` and joins what they carry: 1 byte stream, 3 zero, 4 length."""
+    parts = []
+    at = 0
+    while len(pending) - at >= 8:
+        end = at + 8 + int.from_bytes(pending[at + 4 : at + 8], "big")
+        if end > len(pending):
+            break
+        parts.append(bytes(pending[at + 8 : end]))
+        at = end
+    del pending[:at]
+    return b"".join(parts)
+
+
+def _connector(host: str) -> tuple[str, aiohttp.BaseConnector]:
+    """The address as aiodocker wants it, and a connector without a limit: a hundred jobs wait at a time."""
+    scheme, _, address = host.partition("://")
+    if scheme == "unix":
+        # A fresh connection each: a kept one dies with the engine and fails the first call after its restart.
+        return "unix://localhost", aiohttp.UnixConnector(address, limit=0, force_close=True)
+    if scheme not in ("tcp", "http", "https"):
+        raise VmmsUnavailable(f"docker.host: {host!r} is neither unix://PATH nor tcp://HOST:PORT")
+    if scheme == "https" or os.environ.get("DOCKER_TLS_VERIFY"):
+        return f"https://{address}", aiohttp.TCPConnector(limit=0, ssl=_tls())
+    return f"http://{address}", aiohttp.TCPConnector(limit=0)
+
+
+def _tls() -> ssl.SSLContext:
+    """Docker's own convention: ca.pem, cert.pem and key.pem in one directory."""
+    directory = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
+    try:
+        context = ssl.create_default_context(cafile=str(directory / "ca.pem"))
+        context.load_cert_chain(str(directory / "cert.pem"), str(directory / "key.pem"))
+    except OSError as e:
+        raise VmmsUnavailable(f"DOCKER_CERT_PATH: {directory} lacks a valid ca.pem, cert.pem or key.pem: {e}") from e
+    return context
+
+
+def _advice(host: str, error: aiodocker.DockerError) -> str:
+    cause = error.__context__
+    number = cause.errno if isinstance(cause, OSError) else None
+    if number == errno.ENOENT:
+        return (
+            f"no Docker engine at {host}: install docker.io and start it (systemctl start docker), or set docker.host"
+        )
+    if number in (errno.EACCES, errno.EPERM):
+        user = getpass.getuser()
+        return f"{host} may not be used by {user}: usermod -aG docker {user}, then start again"
+    if number == errno.ECONNREFUSED:
+        return f"no Docker engine answers at {host}: start it (systemctl start docker)"
+    return f"the Docker engine at {host} cannot be used: {error.message}"

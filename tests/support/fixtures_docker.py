@@ -1,0 +1,59 @@
+"""The Docker engine of the tests, with the grading image in it. A plugin of the root conftest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.engine import Engine, PrivateEngine, present_engine
+
+IMAGE = "autograding_image"
+
+_BUILDER = Path(__file__).parents[2] / "deploy/images/grading_image.py"
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[Engine]:
+    """The engine of this machine if one answers, else one of our own; holds the image `autograding_image`."""
+    engine = present_engine()
+    if engine is None:
+        yield from _private()
+    else:
+        _with_image(engine)
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def private_engine(docker_engine: Engine) -> Iterator[PrivateEngine]:
+    """An engine that a test may stop and kill, if it starts it again."""
+    if isinstance(docker_engine, PrivateEngine):
+        yield docker_engine
+    else:
+        yield from _private()
+
+
+def _private() -> Iterator[PrivateEngine]:
+    missing = PrivateEngine.missing()
+    if missing:
+        why = f"no Docker engine answers, and none of our own can be started: {missing}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)
+        pytest.skip(why)
+    engine = PrivateEngine()
+    try:
+        engine.start()
+        _with_image(engine)
+        yield engine
+    finally:
+        engine.stop()
+
+
+def _with_image(engine: Engine) -> None:
+    if engine.call("GET", f"/images/{IMAGE}/json")[0] != 200:
+        environment = os.environ | {"DOCKER_HOST": engine.host}
+        subprocess.run([sys.executable, str(_BUILDER)], check=True, env=environment)
