@@ -9,9 +9,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from support.redis_server import RedisServer, server_programs
 
+from support.redis_server import RedisServer, server_programs
 from tango_async.config import Settings, load
+
+pytest_plugins = ["support.fixtures_docker"]
 
 
 def absent(what: str) -> None:

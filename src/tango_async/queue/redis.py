@@ -46,7 +46,7 @@ class Added:
     """False if an identical addJob has given the id before."""
 
 
-ID_RESERVE = 1000
+ID_RESERVE = 100
 """The mark is raised so far ahead that it is written once in as many jobs."""
 
 
