@@ -40,6 +40,14 @@ from tango_async.errors import ImageNotFound, NotStarted
 from tango_async.model import Exit, InputFile, Machine
 
 
+BOMB = """
+sh "$0" "$@" & sh "$0" "$@" & sh "$0" "$@" &
+wait
+exec sleep 600
+"""
+"""Has more of itself than it may; what fails to start leaves its parent waiting, so that their number is seen."""
+
+
 class Delivery:
     """Files go in whole or not at all."""
 
@@ -217,7 +225,7 @@ class Hostile:
 
     async def test_a_fork_bomb_is_bounded_and_felt_by_nobody(self, backend: Backend) -> None:
         marker = f"bomb-{uuid4().hex}"
-        bomb = make(f"exec sh bomb.sh {marker}") | {"bomb.sh": "b() { b | b & }; b; b; while :; do b; done 2>/dev/null"}
+        bomb = make(f"exec sh bomb.sh {marker}") | {"bomb.sh": BOMB}
         most = 0
 
         async def watch() -> None:
@@ -302,7 +310,7 @@ class Hostile:
             assert beside.poll() is None
             beside.kill()
         assert marker.encode() not in ran.output
-        assert int(ran.output.split(b"\n")[1]) < 12
+        assert int(ran.output.split(b"\n")[-2]) < 12
 
     async def test_without_network_there_is_none(self, backend: Backend) -> None:
         called = asyncio.Event()

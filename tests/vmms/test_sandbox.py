@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
-from contracts.machines import MB, Backend, Ran, first_output, follow, inputs, limit, make, processes, wait_until
-from contracts.vmms import VmmsContract
 
-from tango_async.config import Dispatcher, Sandbox, Settings, Store
-from tango_async.errors import ImageNotFound, MachineLost, NotStarted, VmmsUnavailable
-from tango_async.model import Exit
+from contracts.machines import Backend, processes, wait_until
+from contracts.vmms import VmmsContract
+from tango_async.config import Sandbox, Settings, Store
 from tango_async.vmms import cgroup
 from tango_async.vmms.sandbox import LocalSandbox
 
+INSTALL = f"test-{os.getpid()}"
 UID = 40_000 + os.getpid() % 20_000
 """Of this run's jobs only, so that what one leaves behind can be told from others' work."""
 
@@ -36,7 +30,7 @@ def settings_of(data_dir: Path, **sandbox: object) -> Settings:
 
 
 def groups() -> set[Path]:
-    return {group for h in cgroup.find() for group in h.base.glob("tango-*")}
+    return {group for h in cgroup.find() for group in h.base.glob(f"tango-{INSTALL}-*")}
 
 
 def of_jobs() -> list[str]:
@@ -56,10 +50,8 @@ def of_jobs() -> list[str]:
 @asynccontextmanager
 async def sandboxes(settings: Settings) -> AsyncIterator[Backend]:
     """A back-end that must leave nothing behind."""
-    before = groups()
-
     async def opened() -> LocalSandbox:
-        vmms = LocalSandbox(settings, "test-install")
+        vmms = LocalSandbox(settings, INSTALL)
         await vmms.open()
         return vmms
 
@@ -70,7 +62,7 @@ async def sandboxes(settings: Settings) -> AsyncIterator[Backend]:
     assert list((settings.state_dir / "machines").iterdir()) == []
     await wait_until(lambda: not of_jobs(), f"no process is left of {of_jobs()}")
     assert processes(str(settings.state_dir)) == []
-    assert groups() <= before
+    assert groups() == set()
 
 
 @pytest.fixture

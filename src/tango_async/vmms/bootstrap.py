@@ -8,14 +8,15 @@ the mark (one line with the nonce) as the very first bytes of the output, runs `
 
 Exit codes FAILED_FIRST..FAILED_LAST mean that the program did not start; the script never lets
 make's own status fall among them. TIMED_OUT means that the timer ended it: `timeout` itself dies of
-the KILL that it sends its group, so the script tells the two apart by the clock of /proc/uptime.
+the KILL that it sends its group, so the script tells the two apart by the clock of /proc/uptime;
+what `sh` has to say of that death is no output of the program's.
 The job can forge none of this to harm anything but itself.
 """
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from ..errors import StoreError
 from ..model import Exit, InputFile, Limits
@@ -52,9 +53,9 @@ if [ "$processes" -gt 0 ]; then
 fi
 clock() { read -r up rest </proc/uptime; now=${up%.*}${up#*.}; }
 clock; begun=$now
-exec </dev/null 2>&1
+exec </dev/null 2>/dev/null
 echo "tango-started $nonce"
-timeout -s KILL "$limit_s" make
+(exec timeout -s KILL "$limit_s" make 2>&1)
 code=$?
 if [ $code -eq 137 ] || [ $code -eq 124 ]; then
   clock
@@ -80,7 +81,7 @@ def mark(nonce: str) -> bytes:
 
 async def archive(
     files: Sequence[InputFile], nonce: str, limits: Limits, *, processes: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The tar that a machine reads. `processes` is 0 where the engine limits them better.
 
     Raises StoreError if a file is not as long as it was said to be: the nonce is then never sent.
@@ -106,7 +107,7 @@ def _header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8")
 
 
-async def after_mark(output: AsyncIterator[bytes], nonce: str) -> AsyncIterator[bytes]:
+async def after_mark(output: AsyncIterator[bytes], nonce: str) -> AsyncGenerator[bytes, None]:
     """The program's own output: `output` without the mark; nothing if the mark never came."""
     expected = mark(nonce)
     head: bytes | None = b""

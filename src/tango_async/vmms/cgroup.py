@@ -1,0 +1,228 @@
+"""Groups that bound a sandbox's memory, processes and processor, where this process may make them.
+
+Version 1: a directory below our own in each of the hierarchies pids, memory and cpu. Version 2: below
+our own group if systemd delegated it to us (`Delegate=yes`), or its parent (`DelegateSubgroup=`), or
+below the root. Anybody else's group is left alone, though root could write there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import VmmsError
+from ..model import MachineSpec
+
+CONTROLLERS = ("pids", "memory", "cpu")
+OWN_PROCESSES = 6
+"""Bubblewrap, the bootstrap and its timer are in the group beside the job's own processes."""
+PERIOD_US = 100_000
+REMOVE_S = 5.0
+
+_LEAF = "dispatcher"
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """A directory in which groups can be made, and what they can limit there."""
+
+    base: Path
+    version: int
+    controllers: frozenset[str]
+
+    def limits(self, spec: MachineSpec) -> Iterator[tuple[str, str]]:
+        """File of a group → what to write there."""
+        quota = max(1000, int(spec.cores * PERIOD_US))
+        if "pids" in self.controllers:
+            yield "pids.max", str(spec.processes + OWN_PROCESSES)
+        if "memory" in self.controllers and self.version == 1:
+            yield "memory.limit_in_bytes", str(spec.memory_bytes)
+            yield "memory.memsw.limit_in_bytes", str(spec.memory_bytes)
+        if "memory" in self.controllers and self.version == 2:
+            yield "memory.max", str(spec.memory_bytes)
+            yield "memory.swap.max", "0"
+        if "cpu" in self.controllers and self.version == 1:
+            yield "cpu.cfs_period_us", str(PERIOD_US)
+            yield "cpu.cfs_quota_us", str(quota)
+        if "cpu" in self.controllers and self.version == 2:
+            yield "cpu.max", f"{quota} {PERIOD_US}"
+
+
+OPTIONAL = frozenset({"memory.memsw.limit_in_bytes", "memory.swap.max", "cpu.cfs_period_us", "cpu.cfs_quota_us"})
+"""Files that kernels without swap accounting or bandwidth control do not have."""
+
+
+class Cgroups:
+    """Makes a sandbox's groups. `open` finds where; without it there are none."""
+
+    def __init__(self) -> None:
+        self._hierarchies: list[Hierarchy] = []
+
+    def open(self) -> None:
+        self._hierarchies = [h for h in find() if _makes_groups(h)]
+
+    def bounds(self, controller: str) -> bool:
+        return any(controller in h.controllers for h in self._hierarchies)
+
+    def directories(self, name: str) -> list[Path]:
+        return [h.base / name for h in self._hierarchies]
+
+    def make(self, name: str, spec: MachineSpec) -> None:
+        """Raises VmmsError if a limit cannot be set: a job must not run without one that was promised."""
+        for h in self._hierarchies:
+            group = h.base / name
+            try:
+                group.mkdir()
+                for file, value in h.limits(spec):
+                    if file not in OPTIONAL or (group / file).exists():
+                        (group / file).write_text(value)
+            except OSError as e:
+                raise VmmsError(f"control group {group}: {e.strerror}") from e
+
+
+def find() -> list[Hierarchy]:
+    """The hierarchies that hold us, whether or not groups can be made there."""
+    paths: dict[str, str] = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        paths |= dict.fromkeys(names.split(","), path)
+    found: list[Hierarchy] = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        root, mount = (_unescape(field) for field in before.split()[3:5])
+        kind, _, options = after.split(" ", 2)
+        if kind == "cgroup":
+            held = set(options.split(",")) & set(CONTROLLERS) & paths.keys()
+            own = _own(mount, root, paths[min(held)]) if held else None
+            if own:
+                found.append(Hierarchy(own, 1, frozenset(held)))
+        elif kind == "cgroup2" and "" in paths:
+            own = _own(mount, root, paths[""])
+            base = own and _delegated(own)
+            if base:
+                found.append(base)
+    return list(dict.fromkeys(found))
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), field)
+
+
+def _own(mount: str, root: str, path: str) -> Path | None:
+    try:
+        below = Path(path).relative_to(root)
+    except ValueError:
+        return None
+    return Path(mount) / below
+
+
+def _delegated(own: Path) -> Hierarchy | None:
+    if not (own / "cgroup.type").exists():
+        base = own  # only the true root has no type; processes may stay in it
+    elif _marked(own):
+        base = own
+    elif _marked(own.parent):
+        base = own.parent
+    else:
+        return None
+    try:
+        offered = frozenset((base / "cgroup.controllers").read_text().split()) & set(CONTROLLERS)
+    except OSError:
+        return None
+    return Hierarchy(base, 2, offered) if offered else None
+
+
+def _marked(group: Path) -> bool:
+    """Whether systemd delegated this group; it says so in an extended attribute since version 236."""
+    for name in ("user.delegate", "trusted.delegate"):
+        with suppress(OSError):
+            if os.getxattr(group, name) == b"1":
+                return True
+    return False
+
+
+def _makes_groups(h: Hierarchy) -> bool:
+    probe = h.base / f"tango-probe-{os.getpid()}"
+    try:
+        if h.version == 2:
+            _enable(h)
+        probe.mkdir()
+        probe.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def _enable(h: Hierarchy) -> None:
+    control = h.base / "cgroup.subtree_control"
+    if h.controllers <= frozenset(control.read_text().split()):
+        return
+    wanted = " ".join(f"+{c}" for c in sorted(h.controllers))
+    try:
+        control.write_text(wanted)
+    except OSError:
+        # A group below the root cannot hold processes and hand controllers on.
+        leaf = h.base / _LEAF
+        leaf.mkdir(exist_ok=True)
+        for pid in _pids(h.base):
+            with suppress(ProcessLookupError):
+                (leaf / "cgroup.procs").write_text(str(pid))
+        control.write_text(wanted)
+
+
+def _pids(group: Path) -> list[int]:
+    try:
+        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
+
+
+def kill(groups: Iterable[Path]) -> None:
+    """Sends KILL to whatever is in the groups now."""
+    for group in groups:
+        with suppress(OSError):
+            (group / "cgroup.kill").write_text("1")
+            continue
+        for pid in _pids(group):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
+async def remove(groups: Sequence[Path]) -> None:
+    """Kills what is in the groups and removes them. Raises VmmsError if something in there cannot die."""
+    delay_s, left = 0.001, list(groups)
+    try:
+        async with asyncio.timeout(REMOVE_S):
+            while left := [group for group in left if not _removed(group)]:
+                kill(left)
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, 0.05)
+    except TimeoutError as e:
+        raise VmmsError(f"control group {left[0]} cannot be removed: {len(_pids(left[0]))} processes live on") from e
+
+
+def _removed(group: Path) -> bool:
+    try:
+        group.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def out_of_memory(groups: Iterable[Path]) -> bool:
+    """Whether the kernel killed a process of the groups for want of memory."""
+    for group in groups:
+        for file in ("memory.oom_control", "memory.events"):
+            with suppress(OSError):
+                counts = dict(line.split() for line in (group / file).read_text().splitlines())
+                if int(counts.get("oom_kill", 0)) > 0:
+                    return True
+    return False
