@@ -54,6 +54,12 @@ def read(job_id: int, feedback: bytes, seconds: float) -> Result:
     )
 
 
+def output_of(feedback: bytes) -> bytes:
+    """What the job itself printed."""
+    output = feedback.partition(b"\n---\n")[2]
+    return output.partition(b"\n")[2] if output.startswith(b"Autodriver: ") else output
+
+
 def _score(output: bytes) -> dict[str, Any] | None:
     last = next((line for line in reversed(output.splitlines()) if line.strip()), b"")
     try:

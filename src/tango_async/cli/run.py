@@ -44,6 +44,8 @@ class Order:
     timeout_s: int | None = None
     network: bool = True
     callback_url: str | None = None
+    live_to_end: bool = True
+    """Whether the live output is completed from the feedback, which is not shown in the same place."""
 
 
 def collect(directory: Path, extra: tuple[Path, ...]) -> dict[str, Path]:
@@ -137,6 +139,8 @@ async def _one(
         raise
     ended = result.read(job.id, feedback, time.monotonic() - begun)
     if live is not None:
+        if order.live_to_end:
+            live.update(result.output_of(feedback).decode(errors="replace"))
         live.end()
     else:
         show(f"{line(ended)}\n")

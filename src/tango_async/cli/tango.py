@@ -136,6 +136,7 @@ async def run(
         timeout_s=timeout_s,
         network=not no_network,
         callback_url=callback_url,
+        live_to_end=not sys.stdout.isatty(),
     )
 
     def show(text: str) -> None:
