@@ -46,7 +46,7 @@ def programs() -> dict[str, str | None]:
 def need(name: str) -> str:
     program = programs()[name]
     if program is None:
-        if os.environ.get("CI"):
+        if os.environ.get("CI") == "true":
             pytest.fail(f"{name} is not installed")
         pytest.skip(f"{name} is not installed")
     return program
