@@ -24,6 +24,10 @@ from urllib.parse import quote
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
 
+_DISK = Path("/var/tmp")
+_PREFIX = "tango-engine-"
+"""Followed by the pid of the test run that an engine belongs to."""
+
 _HOLDER = "mount -t tmpfs tmpfs /run && echo ready && while :; do sleep 3600 & wait $!; done"
 """Init of the namespaces. A /run of its own, since containerd keeps sockets at a fixed place there."""
 
@@ -35,7 +39,7 @@ class Engine:
         self.path = path
         self.host = f"unix://{path}"
 
-    def call(self, method: str, path: str, body: bytes | None = None, **query: object) -> tuple[int, bytes]:
+    def call(self, method: str, path: str, body: bytes | None = None, /, **query: object) -> tuple[int, bytes]:
         """One API call, without the client under test."""
         connection = _UnixConnection(self.path)
         parameters = "&".join(f"{k}={quote(v if isinstance(v, str) else json.dumps(v))}" for k, v in query.items())
@@ -47,7 +51,7 @@ class Engine:
         finally:
             connection.close()
 
-    def get(self, path: str, **query: object) -> Any:
+    def get(self, path: str, /, **query: object) -> Any:
         status, body = self.call("GET", path, **query)
         if status >= 400:
             raise RuntimeError(f"{path}: {status} {body[:200]!r}")
@@ -71,9 +75,10 @@ class PrivateEngine(Engine):
     """dockerd as a child of this process, restarted and killed at will."""
 
     def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="tango-engine-", dir="/var/tmp"))
+        _sweep_dead()
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_DISK))
         super().__init__(str(self.directory / "docker.sock"))
-        self._cgroup = f"tango-test-{self.directory.name.rpartition('-')[2]}"
+        self._cgroup = self.directory.name
         (self.directory / "daemon.json").write_text("{}")
         self._holder: subprocess.Popen[bytes] | None = None
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -151,19 +156,29 @@ class PrivateEngine(Engine):
             self._holder.stdout.close()
         if self._daemon is not None:
             self._daemon.wait(20)
-        self._sweep()
+        _sweep(self.directory)
 
-    def _sweep(self) -> None:
-        for _ in range(100):
-            shutil.rmtree(self.directory, ignore_errors=True)
-            for top in Path("/sys/fs/cgroup").glob(f"**/{self._cgroup}"):
-                for path, _, _ in os.walk(top, topdown=False):
-                    with contextlib.suppress(OSError):
-                        Path(path).rmdir()
-            if not self.directory.exists():
-                return
-            time.sleep(0.05)
-        raise RuntimeError(f"{self.directory} cannot be removed")
+
+def _sweep(directory: Path) -> None:
+    """Removes an engine's files and cgroups, once the kernel has let go of its mounts."""
+    for _ in range(100):
+        shutil.rmtree(directory, ignore_errors=True)
+        for top in Path("/sys/fs/cgroup").glob(f"**/{directory.name}"):
+            for path, _, _ in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(path).rmdir()
+        if not directory.exists():
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"{directory} cannot be removed")
+
+
+def _sweep_dead() -> None:
+    """What test runs left that were killed."""
+    for directory in _DISK.glob(f"{_PREFIX}*"):
+        owner = directory.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            _sweep(directory)
 
 
 class _UnixConnection(http.client.HTTPConnection):

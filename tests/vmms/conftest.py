@@ -1,9 +1,52 @@
-"""The contract's asserts are explained; the engine comes from support/fixtures_docker.py."""
+"""localDocker under an installation of the test's own, on the engine of support/fixtures_docker.py."""
 
 from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 pytest.register_assert_rewrite("contracts.vmms", "contracts.machines")
 
-from support.fixtures_docker import docker_engine, private_engine  # noqa: E402, F401
+from contracts.machines import Backend  # noqa: E402
+from support.engine import Engine, PrivateEngine  # noqa: E402
+from support.fixtures_docker import IMAGE, docker_engine, private_engine  # noqa: E402, F401
+from tango_async.config import Docker, Settings  # noqa: E402
+from tango_async.vmms.docker import INSTALL, LocalDocker  # noqa: E402
+
+
+@pytest.fixture
+async def docker_backend(docker_engine: Engine, tmp_path: Path) -> AsyncIterator[Backend]:  # noqa: F811
+    async with backend_on(docker_engine, tmp_path) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def private_backend(private_engine: PrivateEngine, tmp_path: Path) -> AsyncIterator[Backend]:  # noqa: F811
+    """The same on an engine that may be stopped and killed."""
+    async with backend_on(private_engine, tmp_path) as backend:
+        yield backend
+
+
+@asynccontextmanager
+async def backend_on(engine: Engine, data_dir: Path) -> AsyncIterator[Backend]:
+    """Fails a test that leaves a container."""
+    install = f"test-{uuid4().hex}"
+
+    async def opened() -> LocalDocker:
+        vmms = LocalDocker(Settings(docker=Docker(host=engine.host)), install)
+        await vmms.open()
+        return vmms
+
+    vmms = await opened()
+    try:
+        yield Backend(opened, vmms, IMAGE, data_dir)
+    finally:
+        await vmms.close()
+        left = engine.containers(f"{INSTALL}={install}")
+        for container in left:
+            engine.remove(container)
+    assert not left, "containers were left"

@@ -1,39 +1,188 @@
-"""localDocker on a real engine: the contract of every back-end, and what only Docker can do or suffer."""
+"""localDocker on a real engine: the contract of every back-end, and what only Docker can do."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import os
+import socket
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
-from contracts.machines import Backend
+from contracts.machines import MB, Backend, Ran, adopted, follow, inputs, limit, make, output_of
 from contracts.vmms import VmmsContract
 from support.engine import Engine
-from support.fixtures_docker import IMAGE
+from support.images import chunks, saved, variation
 from tango_async.config import Docker, Settings
-from tango_async.vmms.docker import INSTALL, LocalDocker
+from tango_async.errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
+from tango_async.model import Exit
+from tango_async.vmms import docker
+from tango_async.vmms.base import Vmms, load
+from tango_async.vmms.docker import LocalDocker
 
 
 @pytest.fixture
-async def backend(docker_engine: Engine, tmp_path: Path) -> AsyncIterator[Backend]:
-    """Fails a test that leaves a container."""
-    install = f"test-{uuid4().hex}"
-
-    async def opened() -> LocalDocker:
-        vmms = LocalDocker(Settings(docker=Docker(host=docker_engine.host)), install)
-        await vmms.open()
-        return vmms
-
-    vmms = await opened()
-    yield Backend(opened, vmms, IMAGE, tmp_path)
-    await vmms.close()
-    left = docker_engine.containers(f"{INSTALL}={install}")
-    for container in left:
-        docker_engine.remove(container)
-    assert not left
+def backend(docker_backend: Backend) -> Backend:
+    return docker_backend
 
 
 class TestLocalDocker(VmmsContract):
     """The contract."""
+
+
+async def test_it_is_known_by_its_tango_name() -> None:
+    vmms: Vmms = load("localDocker", Settings(), "here")
+    assert isinstance(vmms, LocalDocker) and vmms.name == "localDocker"
+
+
+async def test_too_much_memory_is_told(backend: Backend) -> None:
+    hog = "python3 -c 'x = bytearray(10**9); print(len(x))'"
+    ran = await backend.run(make(hog), memory_bytes=64 * MB)
+    assert ran.exit.out_of_memory and ran.code != 0
+
+
+async def test_a_job_may_have_a_network(backend: Backend) -> None:
+    ran = await backend.run(make("tail -n +3 /proc/net/dev | cut -d: -f1 | sort"), network=True)
+    assert b"eth0" in ran.output.split()
+
+
+async def test_more_cores_than_there_are_is_all_of_them(backend: Backend) -> None:
+    assert (await backend.run(make("echo fast"), cores=1000.0)).output == b"fast\n"
+
+
+async def test_only_the_home_and_scratch_are_writable(backend: Backend) -> None:
+    places = "/ /etc /usr/bin /var /run /dev/mqueue/x /home/autolab"
+    ran = await backend.run(make(f"for p in {places} ~ /tmp /var/tmp; do test -w $p && echo $p; done; :"))
+    assert ran.output.split() == [b"/home/autograde", b"/tmp", b"/var/tmp"]
+
+
+async def test_scratch_space_is_bounded(backend: Backend) -> None:
+    fill = "dd if=/dev/zero of=/tmp/big bs=64k count=1000"
+    ran = await backend.run(make(fill), disk_bytes=8 * MB)
+    assert b"No space left" in ran.output
+
+
+async def test_the_images_own_way_of_running_is_overridden(docker_engine: Engine, backend: Backend) -> None:
+    hostile = {
+        "Entrypoint": ["/bin/echo", "hostile"], "Cmd": ["hostile"], "User": "root", "WorkingDir": "/home/autograde/d",
+        "Env": ["HOME=/root", "USER=root", "PATH=/opt/tools:/usr/bin:/bin"], "Volumes": {"/data": {}},
+        "Healthcheck": {"Test": ["CMD-SHELL", "touch /tmp/checked"], "Interval": 10**9},
+    }  # fmt: skip
+    with variation(docker_engine, **hostile) as image:
+        ran = await backend.run(make("id -un; pwd; echo $HOME $USER", "sleep 1.2; ls /tmp; echo $PATH"), image=image)
+    assert ran.output.decode().split("\n") == [
+        "autograde", "/home/autograde/autolab", "/home/autograde autograde", "/opt/tools:/usr/bin:/bin", "",
+    ]  # fmt: skip
+    assert docker_engine.get("/volumes")["Volumes"] in (None, [])
+
+
+@pytest.mark.parametrize(
+    ("passwd", "ids"),
+    [
+        (b"root:x:0:0::/:/bin/sh\n", "1001 1001"),
+        (b"autograde:x:0:0::/:/bin/sh\n", "1001 1001"),
+        (b"autograde:x:77:0::/:/bin/sh\n", "1001 1001"),
+        (b"autograde:x:77:78::/:/bin/sh\n", "77 78"),
+        (b"\xff\nautograde\nautograde:x:-1:zwei\nautograde:x:77:78\n", "77 78"),
+        (b"", "1001 1001"),
+    ],
+)
+async def test_jobs_run_as_autograde_or_a_number_and_never_as_root(
+    docker_engine: Engine, backend: Backend, passwd: bytes, ids: str
+) -> None:
+    with variation(docker_engine, {"etc/passwd": passwd}) as image:
+        ran = await backend.run(make("echo $(id -u) $(id -g); touch ~/mine"), image=image)
+    assert ran == Ran(Exit(0), f"{ids}\n".encode())
+
+
+async def test_an_image_without_a_shell_is_an_error_that_says_so(docker_engine: Engine, backend: Backend) -> None:
+    await backend.vmms.load_image("test-empty", chunks(saved((b"no shell", []))))
+    with pytest.raises(VmmsError, match="/bin/sh"):
+        await backend.vmms.initialize_vm(backend.spec(image="test-empty"), "tester")
+    docker_engine.call("DELETE", "/images/test-empty")
+    assert await backend.vmms.get_vms() == []
+
+
+async def test_output_that_nobody_reads_does_not_hold_up_the_job(backend: Backend) -> None:
+    data = os.urandom(3 * MB)
+    async with backend.machine() as machine:
+        await backend.vmms.copy_in(machine, inputs({"data": data} | make("cat data; echo done >&2")), limit())
+        assert await backend.vmms.run_job(machine) == Exit(0)
+        assert await output_of(backend.vmms, machine) == data + b"done\n"
+
+
+async def test_a_successor_reads_a_long_output_whole(backend: Backend) -> None:
+    expected = b"".join(b"%d\n" % i for i in range(1, 300_001))
+    job = make("seq 100000; sleep 0.3; seq 100001 200000; sleep 0.3; seq 200001 300000")
+    async with adopted(backend, job, limit()) as (successor, machine):
+        assert await follow(successor, machine) == Ran(Exit(0), expected)
+
+
+async def test_a_log_that_gave_up_its_beginning_is_no_output(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"max-size": "200k", "max-file": "1", "compress": "false"}
+    monkeypatch.setattr(docker, "LOG", {"Type": "local", "Config": config})
+    async with adopted(backend, make("seq 200000; exit 1"), limit()) as (successor, machine):
+        assert (await successor.run_job(machine)).code == 2
+        with pytest.raises(MachineLost, match="no longer holds"):
+            await output_of(successor, machine)
+
+
+async def test_a_machine_destroyed_under_a_job_is_lost(backend: Backend) -> None:
+    async with backend.machine() as machine:
+        await backend.vmms.copy_in(machine, inputs(make("sleep 600")), limit())
+        running = asyncio.create_task(backend.vmms.run_job(machine))
+        await asyncio.sleep(0.1)
+        other = await backend.open()
+        await other.destroy_vm(machine)
+        await other.close()
+        with pytest.raises(MachineLost):
+            await running
+        with pytest.raises(MachineLost):
+            await backend.vmms.adopt(machine)
+
+
+async def test_a_machine_that_never_started_is_told(docker_engine: Engine, backend: Backend) -> None:
+    async with backend.machine() as machine:
+        docker_engine.call("POST", f"/containers/{machine.id}/kill")
+        with pytest.raises(MachineLost, match="before it had a job"):
+            await backend.vmms.wait_vm(machine)
+        await backend.vmms.copy_in(machine, inputs(make("echo never")), limit())
+        with pytest.raises(NotStarted):
+            await backend.vmms.run_job(machine)
+
+
+class TestTheEngineIsNotThere:
+    """The probe says what is wrong and what to do."""
+
+    async def test_no_socket(self, tmp_path: Path) -> None:
+        with pytest.raises(VmmsUnavailable, match=r"install docker\.io") as told:
+            await _opened(f"unix://{tmp_path}/none.sock")
+        assert f"{tmp_path}/none.sock" in str(told.value)
+
+    async def test_a_socket_that_nobody_serves(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(tmp_path / "dead.sock"))
+        with pytest.raises(VmmsUnavailable, match="systemctl start docker"):
+            await _opened(f"unix://{tmp_path}/dead.sock")
+
+    async def test_something_else_answers(self, tmp_path: Path) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+            writer.close()
+
+        async with await asyncio.start_unix_server(serve, tmp_path / "other.sock"):
+            with pytest.raises(VmmsUnavailable, match="no Docker engine"):
+                await _opened(f"unix://{tmp_path}/other.sock")
+
+    async def test_an_address_of_no_known_kind(self) -> None:
+        with pytest.raises(VmmsUnavailable, match="unix://PATH"):
+            await _opened("ssh://host")
+
+
+async def _opened(host: str) -> None:
+    vmms = LocalDocker(Settings(docker=Docker(host=host)), "here")
+    try:
+        await vmms.open()
+    finally:
+        await vmms.close()

@@ -48,8 +48,10 @@ LOG = {"Type": "local", "Config": {"max-size": "256m", "max-file": "1", "compres
 
 Each line costs some 30 bytes beside its text, so that output_stop_bytes fit in lines of a usual length."""
 
-HEAD_BYTES = 65_536
-"""A machine that did not start says less than this."""
+HEAD_BYTES = 512
+"""Enough of the output to find the mark, or to say why there is none."""
+
+FAILED = range(bootstrap.FAILED_FIRST, bootstrap.FAILED_LAST + 1)
 
 UNKNOWN_END = 255
 """The engine's code for a container that it found dead; no bootstrap ends with it."""
@@ -191,16 +193,18 @@ class LocalDocker:
         async with aclosing(self._engine.logs(machine.id, follow=False)) as chunks:
             async for chunk in chunks:
                 said += chunk
-                if said.startswith(bootstrap.mark(machine.nonce)):
-                    return
-                if len(said) > HEAD_BYTES and not bootstrap.FAILED_FIRST <= state.code <= bootstrap.FAILED_LAST:
-                    return  # so much is a program's output, whose beginning the log has given up
-        raise NotStarted(bootstrap.why_not_started(state.code, said))
+                if len(said) >= HEAD_BYTES:
+                    break
+        if not said or state.code in FAILED:
+            raise NotStarted(bootstrap.why_not_started(state.code, said))
+        # Else it began: without the mark this is the output of a program whose beginning the log has given up.
 
     async def copy_out(self, machine: Machine) -> AsyncIterator[bytes]:
         async with aclosing(self._output(machine)) as output:
             async for chunk in bootstrap.after_mark(output, machine.nonce):
                 yield chunk
+            async for _ in output:
+                pass  # after_mark stops where the mark is missing; the end tells whether it was lost
 
     async def _output(self, machine: Machine) -> AsyncGenerator[bytes, None]:
         """All bytes, each once, over restarts of the engine."""
@@ -220,7 +224,7 @@ class LocalDocker:
         while True:
             state = await self._state(machine)
             with suppress(VmmsUnavailable):
-                async with aclosing(self._logged(machine, sent, follow=state.running)) as chunks:
+                async with aclosing(self._logged(machine, state, sent)) as chunks:
                     async for chunk in chunks:
                         sent += len(chunk)
                         yield chunk
@@ -234,19 +238,21 @@ class LocalDocker:
                 return await live.ending.kept()
         return False
 
-    async def _logged(self, machine: Machine, skip: int, *, follow: bool) -> AsyncGenerator[bytes, None]:
-        """The log but for its first `skip` bytes. Raises MachineLost if it has given up its beginning."""
+    async def _logged(self, machine: Machine, state: State, skip: int) -> AsyncGenerator[bytes, None]:
+        """The log but for its first `skip` bytes, followed while the machine runs.
+
+        Raises MachineLost if the machine has ended and its log no longer holds the output's beginning.
+        """
         head, seen = b"", 0
         mark = bootstrap.mark(machine.nonce)
-        async with aclosing(self._engine.logs(machine.id, follow=follow)) as chunks:
+        async with aclosing(self._engine.logs(machine.id, follow=state.running)) as chunks:
             async for chunk in chunks:
-                head = head if len(head) >= len(mark) else head + chunk
+                head += chunk[: len(mark) - len(head)]
                 seen += len(chunk)
-                if seen > HEAD_BYTES and not head.startswith(mark):
-                    break
-                if rest := chunk[max(0, len(chunk) - (seen - skip)) :] if seen > skip else b"":
-                    yield rest
-        if seen < skip or (seen > HEAD_BYTES and not head.startswith(mark)):
+                if seen > skip:
+                    yield chunk[max(0, len(chunk) - (seen - skip)) :]
+        given_up = seen > 0 and head != mark and state.code not in FAILED
+        if not state.running and (seen < skip or given_up):
             raise MachineLost("the engine's log no longer holds the whole output")
 
     async def destroy_vm(self, machine: Machine) -> None:

@@ -49,14 +49,14 @@ class State:
 
 
 @contextmanager
-def ours(missing: type[VmmsError] = MachineLost) -> Iterator[None]:
-    """Turns what aiodocker and aiohttp raise into our errors; `missing` is what a 404 means here."""
+def ours(missing: type[VmmsError] = MachineLost, *, absent: tuple[int, ...] = (404,)) -> Iterator[None]:
+    """Turns what aiodocker and aiohttp raise into our errors; `missing` is what the statuses `absent` mean here."""
     try:
         yield
     except aiodocker.DockerError as e:
         if e.status == _UNREACHABLE:
             raise VmmsUnavailable(e.message) from e
-        raise (missing if e.status == 404 else EngineError)(e.message) from e
+        raise (missing if e.status in absent else EngineError)(e.message) from e
     except (aiohttp.ClientError, OSError) as e:
         raise VmmsUnavailable(f"the Docker engine broke off: {e!r}") from e
 
@@ -157,6 +157,8 @@ class Engine:
     async def state(self, name: str) -> State:
         with ours():
             state = (await self._docker.containers.container(name).show())["State"]
+        if state["Status"] in ("removing", "dead"):
+            raise MachineLost(f"the machine {name} is being removed")
         return State(state["Status"], state["Running"], state["ExitCode"], state["OOMKilled"])
 
     async def remove(self, name: str) -> None:
@@ -179,7 +181,7 @@ class Engine:
 
     async def logs(self, name: str, *, follow: bool) -> AsyncGenerator[bytes, None]:
         """What the container has written, byte-exact, stdout and stderr in their order."""
-        with ours():
+        with ours(absent=(404, 409)):  # 409: it is being removed
             parameters = {"stdout": 1, "stderr": 1, "follow": int(follow)}
             response = await self._request("GET", f"containers/{name}/logs", parameters)
             try:
