@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -32,11 +32,11 @@ def environment(tmp_path: Path, redis_server: RedisServer) -> dict[str, str]:
 
 
 @pytest.fixture
-def service(tmp_path: Path, environment: dict[str, str]) -> Iterator[Service]:
+async def service(tmp_path: Path, environment: dict[str, str]) -> AsyncIterator[Service]:
     """No process runs yet; what a test starts ends with it."""
     service = Service(tmp_path, environment)
     yield service
-    service.end()
+    await service.end()
 
 
 @pytest.fixture

@@ -84,10 +84,11 @@ class Service:
             self.url = found[1]
         return process
 
-    def end(self) -> None:
+    async def end(self) -> None:
+        """Stops what still runs, so that an embedded server ends with its last user."""
         for process in self.processes:
             if process.popen.poll() is None:
-                process.kill()
+                await process.stop()
 
     async def call(self, method: str, path: str, **options: Any) -> tuple[int, str, bytes]:
         """(status, content type, body), on a connection of its own as Autolab's client has it."""
