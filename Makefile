@@ -3,6 +3,7 @@
 .PHONY: help demo test check grading-image bench lock docs clean setup
 
 PY := .venv/bin/python
+LOCK := pyproject.toml --quiet --universal --generate-hashes --no-header --all-extras
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,9 +36,9 @@ docs: ## write docs/settings.md anew from the settings
 	@.venv/bin/tango config table > docs/settings.md
 
 lock: ## resolve the dependencies anew
-	@scripts/setup.sh dev
-	@.venv/bin/uv pip compile -q --universal --generate-hashes --no-header --all-extras pyproject.toml --group build -o requirements.lock
-	@.venv/bin/uv pip compile -q --universal --generate-hashes --no-header --all-extras --group build --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	@test -x .venv/bin/uv || .venv/bin/pip install --quiet uv
+	@.venv/bin/uv pip compile $(LOCK) --group build -o requirements.lock
+	@.venv/bin/uv pip compile $(LOCK) --group build --group dev -c requirements.lock -o requirements-dev.lock
 
 clean: ## remove what the targets made
 	@rm -rf .venv build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
