@@ -151,7 +151,7 @@ def _makes_groups(h: Hierarchy) -> bool:
     probe = h.base / f"tango-probe-{os.getpid()}"
     try:
         if h.version == 2:
-            _enable(h)
+            enable(h)
         probe.mkdir()
         probe.rmdir()
     except OSError:
@@ -159,7 +159,8 @@ def _makes_groups(h: Hierarchy) -> bool:
     return True
 
 
-def _enable(h: Hierarchy) -> None:
+def enable(h: Hierarchy) -> None:
+    """Hands the controllers of version 2 on to the groups below. Raises OSError."""
     control = h.base / "cgroup.subtree_control"
     if h.controllers <= frozenset(control.read_text().split()):
         return

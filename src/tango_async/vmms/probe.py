@@ -5,6 +5,7 @@ A job is never run with less than a whole sandbox, so every shortcoming is told 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -35,6 +36,10 @@ PROBE_S = 20.0
 
 def programs(bwrap: str, *, as_root: bool, on_host: bool) -> str:
     """The full path of bubblewrap. Raises VmmsUnavailable naming the first package that is missing."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as e:
+        raise VmmsUnavailable("localSandbox: Linux 5.4 or later is needed, for descriptors of processes") from e
     found = shutil.which(bwrap)
     if found is None:
         raise VmmsUnavailable(f"localSandbox: {bwrap} is not installed; try: apt-get install bubblewrap")

@@ -60,6 +60,7 @@ def view(root: str) -> View:
 
 def _host() -> View:
     arguments = [a for name in SYSTEM for a in _entry(Path("/") / name, f"/{name}")]
+    arguments += ["--perms", "0755", "--dir", "/etc"]
     for kept in ("/etc/alternatives", "/etc/ld.so.cache"):
         arguments += ["--ro-bind-try", kept, kept]
     etc = dict(zip((5, 7, 8, 9), ETC, strict=True))

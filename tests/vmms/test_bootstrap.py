@@ -1,0 +1,168 @@
+"""The script in the shells that images have, run here without any sandbox, and the archive that it reads."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import tarfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from contracts.machines import Files, inputs, limit, make
+from tango_async.errors import StoreError
+from tango_async.model import InputFile
+from tango_async.vmms.bootstrap import (
+    FAILED_FIRST,
+    FAILED_LAST,
+    REASONS,
+    SCRIPT,
+    after_mark,
+    archive,
+    command,
+    ended,
+    mark,
+    why_not_started,
+)
+
+NONCE = "c0ffee"
+SHELLS = {"dash": ["dash"], "bash": ["bash"], "busybox": ["busybox", "sh"]}
+
+
+@dataclass(frozen=True)
+class Shell:
+    name: str
+    directory: Path
+
+    def run(self, sent: bytes, directory: Path | None = None, path: str | None = None) -> tuple[int, bytes]:
+        program, *applet = SHELLS[self.name]
+        ran = subprocess.run(
+            # As an image names it: bash reads its first argument's name and becomes a POSIX shell.
+            ["sh", *applet[1:], "-c", SCRIPT, "tango", NONCE, str(directory or self.directory)],
+            executable=shutil.which(program), input=sent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={"PATH": "/usr/bin:/bin" if path is None else path}, timeout=20, check=False,
+        )  # fmt: skip
+        return ran.returncode, ran.stdout
+
+
+@pytest.fixture(params=SHELLS)
+def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
+    if shutil.which(SHELLS[request.param][0]) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return Shell(request.param, tmp_path / "work")
+
+
+async def packed(files: Files, *, timeout_s: int = 20, processes: int = 0, nonce: str = NONCE) -> bytes:
+    chunks = archive(inputs(files), nonce, limit(timeout_s=timeout_s), processes=processes)
+    return b"".join([chunk async for chunk in chunks])
+
+
+async def test_the_program_follows_the_mark(shell: Shell) -> None:
+    code, said = shell.run(await packed(make("echo out; echo err >&2; cat")))
+    assert (code, said) == (0, mark(NONCE) + b"out\nerr\n")
+    assert [p.name for p in shell.directory.iterdir()] == ["Makefile"]
+
+
+async def test_limits_are_set_before_the_program(shell: Shell) -> None:
+    report = "grep -E 'core|file size|processes' /proc/self/limits | tr -s ' ' | cut -d' ' -f3-6"
+    _, said = shell.run(await packed(make(report), processes=5000))
+    assert b"size 67108864 67108864" in said and b"5000 5000" in said and b"size 0 0" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("exit 3", 2), ("kill -9 $PPID", 137), ("kill -TERM $PPID", 143), ("exit 92", 2)],
+)
+async def test_the_end_is_told_as_it_was(shell: Shell, line: str, expected: int) -> None:
+    code, said = shell.run(await packed(make(line)))
+    assert code == expected
+    assert said.startswith(mark(NONCE)) and b"Killed" not in said and b"tango:" not in said
+
+
+async def test_the_timer_is_told_from_a_kill(shell: Shell) -> None:
+    code, said = shell.run(await packed(make("echo up; trap '' TERM; sleep 30; echo late"), timeout_s=1))
+    assert (code, said) == (124, mark(NONCE) + b"up\n")
+    assert ended(code).timed_out and not ended(137).timed_out
+
+
+@pytest.mark.parametrize("status", [90, 92, 99, 124])
+async def test_no_status_of_makes_looks_like_ours(shell: Shell, status: int, tmp_path: Path) -> None:
+    """A `make` of the image's own may end as it likes."""
+    for program in ("sh", "tar", "timeout", "rm", "mkdir", "gzip"):
+        (tmp_path / program).symlink_to(str(shutil.which(program)))
+    (tmp_path / "make").write_text(f"#!/bin/sh\nexit {status}\n")
+    (tmp_path / "make").chmod(0o755)
+    code, said = shell.run(await packed({}), path=str(tmp_path))
+    assert said == mark(NONCE) and not FAILED_FIRST <= code <= FAILED_LAST and not ended(code).timed_out
+
+
+async def test_what_is_not_whole_does_not_start(shell: Shell) -> None:
+    whole = await packed(make("echo started"))
+    for sent, reason in (
+        (b"", (91, 92)),
+        (b"not a tar" * 100, (91,)),
+        (whole[:700], (91,)),
+        (whole[:1024], (92,)),
+        (await packed(make("echo started"), nonce="another"), (92,)),
+    ):
+        code, said = shell.run(sent)
+        assert code in reason and b"tango-started" not in said
+        shutil.rmtree(shell.directory)
+
+
+async def test_what_cannot_start_says_why(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, said = shell.run(await packed({}), directory=tmp_path / "file/below")
+    assert code == 90 and "work directory" in why_not_started(code, said)
+    (tmp_path / "bin").mkdir()
+    for program in ("sh", "tar", "rm", "mkdir", "timeout"):
+        (tmp_path / "bin" / program).symlink_to(str(shutil.which(program)))
+    code, said = shell.run(await packed({}), path=str(tmp_path / "bin"))
+    assert code == 93 and "make or timeout" in why_not_started(code, said)
+
+
+def test_reasons_fit_in_a_line_and_name_unknown_statuses() -> None:
+    assert all(FAILED_FIRST <= code <= FAILED_LAST for code in REASONS)
+    assert why_not_started(1, b"bwrap: \xff no\n" + b"x" * 999).startswith("the machine ended with status 1 before")
+    assert len(why_not_started(91, b"x" * 9999)) < 400
+
+
+def test_the_nonce_is_an_argument_and_never_code() -> None:
+    assert command(NONCE)[:2] == ["/bin/sh", "-c"] and NONCE not in command(NONCE)[2]
+
+
+async def test_the_archive_is_a_tar_with_the_order_last() -> None:
+    names = ["a", "ü" * 120, "n" * 255, " x ", "-rf"]
+    with tarfile.open(fileobj=io.BytesIO(await packed(dict.fromkeys(names, "text"), processes=7))) as tar:
+        assert tar.getnames() == [*names, f".tango-{NONCE}"]
+        order = tar.extractfile(f".tango-{NONCE}")
+        assert order is not None and order.read() == f"{NONCE} 20 131072 7\n".encode()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+async def test_a_file_of_another_size_sends_no_order(size: int) -> None:
+    async def three() -> AsyncIterator[bytes]:
+        yield b"abc"
+
+    sent = b""
+    with pytest.raises(StoreError, match="3 of"):
+        async for chunk in archive([InputFile("f", size, three)], NONCE, limit(), processes=0):
+            sent += chunk
+    assert NONCE.encode() not in sent
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+async def test_the_mark_is_taken_off_wherever_chunks_end(step: int) -> None:
+    async def cut(data: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(data), step):
+            yield data[start : start + step]
+
+    async def left(data: bytes) -> bytes:
+        return b"".join([chunk async for chunk in after_mark(cut(data), NONCE)])
+
+    assert await left(mark(NONCE) + b"hello") == b"hello"
+    assert await left(mark(NONCE) + mark(NONCE)) == mark(NONCE)
+    assert await left(mark("other0") + b"hello") == await left(mark(NONCE)[:-1]) == await left(b"") == b""
