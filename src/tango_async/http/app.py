@@ -10,6 +10,7 @@ from ..config import Settings
 from ..files.base import FileStore
 from ..queue.redis import Queue
 from . import middleware
+from .connection import Runner
 from .fleet import Fleet
 from .routes import add_routes
 from .service import SERVICE, Keys, Service
@@ -30,11 +31,10 @@ def make_app(settings: Settings, queue: Queue, store: FileStore) -> web.Applicat
 
 def make_runner(app: web.Application, *, shutdown_s: float = 10.0) -> web.AppRunner:
     """A runner with this API's rules of connections; requests in progress have `shutdown_s` to end."""
-    return web.AppRunner(
+    return Runner(
         app,
         access_log=logging.getLogger("tango_async.http.access"),
         access_log_class=middleware.AccessLogger,
-        logger=_protocol_log(),
         # A body that was answered unread is taken in by the middleware, which counts it.
         lingering_time=0.0,
         keepalive_timeout=KEEPALIVE_S,
@@ -42,18 +42,3 @@ def make_runner(app: web.Application, *, shutdown_s: float = 10.0) -> web.AppRun
         max_field_size=MAX_LINE,
         shutdown_timeout=shutdown_s,
     )
-
-
-def _protocol_log() -> logging.Logger:
-    """aiohttp's own log of broken requests. Their excerpts may hold a key, so only the kind of error is kept."""
-    log = logging.getLogger("tango_async.http.protocol")
-    if not log.filters:
-        log.addFilter(_without_excerpts)
-    return log
-
-
-def _without_excerpts(record: logging.LogRecord) -> bool:
-    if record.exc_info and record.exc_info[0] is not None:
-        record.msg = f"{record.msg}: {record.exc_info[0].__name__}"
-        record.exc_info = None
-    return True

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import aiohttp
-from aiohttp import BodyPartReader, StreamReader, web
+from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 
 from ..config import Http
 from ..errors import BadRequest
@@ -96,7 +96,6 @@ async def named_file(request: web.Request, limit: int, http: Http) -> tuple[str,
         return file_name(name, "Filename"), stream(request, limit, http)
     if request.content_type != "multipart/form-data":
         raise BadRequest("Missing Filename header")
-    pace = _Pace(http)
     try:
         form = await request.multipart()
         while True:
@@ -105,21 +104,25 @@ async def named_file(request: web.Request, limit: int, http: Http) -> tuple[str,
             if part is None:
                 raise BadRequest("Missing Filename header, and no file in the form")
             if isinstance(part, BodyPartReader) and part.filename is not None:
-                return file_name(part.filename, "Filename"), _part(part, limit, pace)
+                return file_name(part.filename, "Filename"), _part(form, part, limit, http)
     except TimeoutError as e:
         raise BodyTooSlow("The body comes too slowly") from e
     except (ValueError, *_CUT) as e:
         raise BodyCut("Malformed multipart form") from e
 
 
-async def _part(part: BodyPartReader, limit: int, pace: _Pace) -> AsyncIterator[bytes]:
-    got = 0
+async def _part(form: MultipartReader, part: BodyPartReader, limit: int, http: Http) -> AsyncIterator[bytes]:
+    pace, got = _Pace(http), 0
     try:
         while chunk := await pace.wait(part.read_chunk(BLOCK)):
             got += len(chunk)
             if got > limit:
                 raise BodyTooLarge(limit)
             yield chunk
+        async with asyncio.timeout(http.body_timeout_s):
+            await form.next()  # only this notices that the part's closing boundary is missing
+    except TimeoutError as e:
+        raise BodyTooSlow("The body comes too slowly") from e
     except (ValueError, AssertionError) as e:
         raise BodyCut("Malformed multipart form") from e
 

@@ -19,6 +19,9 @@ from .service import KEY, service_of
 
 log = logging.getLogger(__name__)
 
+SLOW = 408
+"""Answered to a client that is not worth waiting for: its connection is closed at once."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -54,7 +57,7 @@ async def answer_in_tangos_shape(request: web.Request, handler: Handler) -> web.
     except Exception as error:
         response = _failure(request, error)
     body = request.content
-    if not body.is_eof() and body.exception() is None:
+    if not body.is_eof() and body.exception() is None and response.status != SLOW:
         await response.prepare(request)
         await response.write_eof()
         await bodies.discard(body)
@@ -74,7 +77,7 @@ def _failure(request: web.Request, error: Exception) -> web.Response:
         case bodies.BodyTooLarge():
             return answers.json(wire.failure(str(error)), status=413)
         case bodies.BodyTooSlow():
-            response = answers.json(wire.failure(str(error)), status=408)
+            response = answers.json(wire.failure(str(error)), status=SLOW)
             response.force_close()
             return response
         case BadRequest() | NotFound():

@@ -1,0 +1,150 @@
+"""info, pool, prealloc and build: what dispatchers publish, and what is asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from support.api import Api
+from tango_async.config import Settings
+from tango_async.model import PoolState
+
+IMAGE = "autograding_image"
+POOL = {"total": [1, 2], "free": [2]}
+
+
+async def test_the_root_greets_as_tango_does(api: Api) -> None:
+    reply = await api.get("/")
+    assert (reply.status, reply.body) == (200, b"Hello, world! RESTful Tango here!\n")
+
+
+async def test_info_counts_and_names_busy_jobs_threads(api: Api) -> None:
+    await api.ready_lab()
+    await api.add()
+    await api.publish(IMAGE, busy=3)
+    info = (await api.get("/info/test")).json["info"]
+    assert info.pop("elapsed_secs") >= 0
+    assert info == {
+        "job_requests": 1, "job_retries": 0, "waitvm_timeouts": 0, "runjob_timeouts": 0,
+        "copyin_errors": 0, "runjob_errors": 0, "copyout_errors": 0, "num_threads": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/pool/test", "/pool/test/", "/pool/test//"])
+async def test_all_pools_are_listed(api: Api, path: str) -> None:
+    assert (await api.get(path)).json == {"statusId": 0, "statusMsg": "Found all pools", "pools": {}}
+    await api.publish(IMAGE)
+    assert (await api.get(path)).json["pools"] == {IMAGE: POOL}
+
+
+@pytest.mark.parametrize("path", [f"/pool/test/{IMAGE}", f"/pool/test/{IMAGE}/", f"/pool/test/{IMAGE}:latest/"])
+async def test_one_pool_is_found(api: Api, path: str) -> None:
+    await api.publish(IMAGE, "other")
+    assert (await api.get(path)).json == {"statusId": 0, "statusMsg": "Found pool", "pools": {IMAGE: POOL}}
+
+
+async def test_pools_of_all_dispatchers_are_one_and_nothing_leaks_between_answers(api: Api) -> None:
+    await api.publish(IMAGE)
+    await api.publish(IMAGE, install="b", pools={IMAGE: PoolState(total=(7,), free=()), "group/x": PoolState()})
+    pools = (await api.get("/pool/test/")).json["pools"]
+    assert (sorted(pools[IMAGE]["total"]), pools[IMAGE]["free"]) == ([1, 2, 7], [2])
+    assert (await api.get("/pool/test/group/x/")).json["pools"] == {"group/x": {"total": [], "free": []}}
+    assert "pools" not in (await api.get("/info/test/")).json
+
+
+async def test_an_unknown_pool_is_an_error_with_all_pools(api: Api) -> None:
+    await api.publish(IMAGE)
+    assert (await api.get("/pool/test/nosuch/")).json == {
+        "statusId": -1, "statusMsg": "Pool not found", "pools": {IMAGE: POOL},
+    }  # fmt: skip
+    assert (await api.get("/pool/test/..%2f/")).json["statusId"] == -1
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "wanted"),
+    [
+        ("POST", b'{"vmms": "localDocker", "cores": 1, "memory": 512}', ("localDocker", 1.0, 512)),
+        ("GET", b"cores=1&memory=512", (None, 1.0, 512)),
+        ("POST", b"", (None, None, None)),
+        ("POST", None, (None, None, None)),
+        ("GET", None, (None, None, None)),
+        ("POST", b"{}", (None, None, None)),
+        ("POST", b'{"vmms": null, "cores": 0.5, "x": []}', (None, 0.5, None)),
+    ],
+)
+async def test_prealloc_takes_json_a_form_or_nothing(api: Api, method: str, body: bytes | None, wanted: Any) -> None:
+    await api.publish(IMAGE)
+    for slash in ("", "/"):
+        reply = await api.send(method, f"/prealloc/test/{IMAGE}/3{slash}", body)
+        assert reply.outcome == (0, "VMs preallocated")
+    vmms, cores, memory = wanted
+    order = {"size": 3, "vmms": vmms, "cores": cores, "memory_mb": memory}
+    assert (await api.queue.pool_orders())[IMAGE] == order
+
+
+@pytest.mark.parametrize("number", ["-1", "x", "1001", "1.5", "9" * 50, "٣"])
+async def test_a_bad_number_of_machines_is_refused(api: Api, number: str) -> None:
+    await api.publish(IMAGE)
+    reply = await api.post(f"/prealloc/test/{IMAGE}/{quote(number)}/")
+    assert reply.outcome == (-1, "Bad number of machines: expected 0 to 1000")
+
+
+@pytest.mark.parametrize("body", [b"{x", b"[]", b'{"cores": "many"}', b"cores=many", b"\xff=1"])
+async def test_a_bad_prealloc_body_is_refused(api: Api, body: bytes) -> None:
+    await api.publish(IMAGE)
+    assert (await api.post(f"/prealloc/test/{IMAGE}/1/", body)).outcome[0] == -1
+
+
+async def test_machines_of_an_unknown_image_are_refused(api: Api) -> None:
+    assert (await api.post("/prealloc/test/nosuch/1/")).outcome == (-1, "Invalid image name")
+
+
+ARCHIVE = b"not really a tar" * 100_000
+REF = hashlib.md5(ARCHIVE).hexdigest()
+
+
+async def build(api: Api, name: str = "group/img", header: str = "imageName", body: bytes = ARCHIVE) -> Any:
+    return await api.post("/build/test/", body, f"{header}: {name}\r\n")
+
+
+@pytest.mark.parametrize("header", ["imageName", "Imagename", "imagename"])
+async def test_build_waits_for_a_dispatchers_verdict(api: Api, header: str) -> None:
+    await api.publish(IMAGE, loads_images=True)
+    building = asyncio.create_task(build(api, header=header))
+    async with asyncio.timeout(5):
+        while ("group/img", REF) not in await api.queue.build_orders():
+            await asyncio.sleep(0.01)
+    assert (await api.store.image(REF)).size == len(ARCHIVE)
+    await api.queue.built("group/img", REF, "host", "")
+    assert (await building).outcome == (0, "Docker image built")
+    assert (await build(api)).outcome == (0, "Docker image built")
+
+
+async def test_a_build_that_a_dispatcher_could_not_do_is_an_error(api: Api) -> None:
+    await api.publish(IMAGE, loads_images=True)
+    await api.queue.ask_build("group/img", REF)
+    await api.queue.built("group/img", REF, "host", "no space")
+    assert (await build(api)).outcome == (-1, "Image build failed")
+
+
+@pytest.mark.parametrize("settings", [{"http": {"build_wait_s": 0.3}}], indirect=True)
+async def test_a_verdict_that_takes_long_is_not_waited_for(api: Api) -> None:
+    await api.publish(IMAGE, loads_images=True)
+    assert (await build(api)).outcome == (0, "Image accepted")
+
+
+async def test_nothing_is_read_if_no_dispatcher_loads_images(api: Api, settings: Settings) -> None:
+    await api.publish(IMAGE)
+    assert (await build(api)).outcome == (-1, "No dispatcher that could load an image is running")
+    assert list((settings.store.labs / ".tango" / "images").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["Bad Name!", "../x", "", "a//b", "-x"])
+async def test_a_bad_image_name_is_refused(api: Api, name: str) -> None:
+    await api.publish(IMAGE, loads_images=True)
+    assert (await build(api, name)).message.startswith("Bad image: ")
+    assert (await api.post("/build/test", ARCHIVE)).outcome == (-1, "Missing imageName header")
