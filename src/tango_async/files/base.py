@@ -47,7 +47,7 @@ class FileStore(Protocol):
     async def pin(self, lab: str, wanted: Sequence[tuple[str, str]]) -> Pin:
         """Holds the inputs `(local name, destination name)` as they stand now.
 
-        Raises NotFound naming every missing file, one a line.
+        Raises NotFound, whose message has a line for every missing file, fit to be shown to the client.
         """
 
     async def unpin(self, pin: str) -> None:

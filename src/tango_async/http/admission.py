@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 
 from .. import names
 from ..config import Limits as LimitSettings
@@ -21,17 +22,24 @@ from .wire import AddJob, InputEntry
 
 MAKEFILE = "Makefile"
 
+UNOFFERED = "No living dispatcher offers the image now; the job waits until one does"
+
 _URI = re.compile(
     r"""https?://
-    (?: [\w.~!$&'()*+,;=:%-]* @ )?
-    (?: [\w.~%-]+ | \[ [0-9a-f:.]+ \] )  (?: : [0-9]{1,5} )?
+    (?: (?: [\w.~!$&'()*+,;=:-] | %[0-9a-f]{2} )* @ )?
+    (?: (?: [\w.~-] | %[0-9a-f]{2} )+ | \[ (?P<ipv6> [0-9a-f:.]+ ) \] )
+    (?: : [0-9]{1,5} )?
     (?: / (?: [\w.~!$&'()*+,;=:@/-] | %[0-9a-f]{2} )* )?
-    (?: [?\#] (?: [\w.~!$&'()*+,;=:@/?\#-] | %[0-9a-f]{2} )* )?""",
+    (?: \? (?: [\w.~!$&'()*+,;=:@/?-] | %[0-9a-f]{2} )* )?
+    (?: \# (?: [\w.~!$&'()*+,;=:@/?-] | %[0-9a-f]{2} )* )?""",
     re.VERBOSE | re.IGNORECASE | re.ASCII,
 )
-"""As strict as the URI parser of Autolab's job pages, which one bad URI would break."""
+"""No laxer than the URI parser of Autolab's job pages: one URI that it refuses breaks the whole list."""
 
 MAX_URI = 4096
+
+MAX_FILES = 1000
+"""Most inputs of one job: each is a link to be made before addJob is answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,8 @@ async def admit(service: Service, lab: Lab, asked: AddJob) -> JobSpec:
     if size > most:
         await service.store.unpin(pin.id)
         raise Rejected([f"Input files are too large: {size} bytes, and a job's disk has {most}"])
-    return _spec(lab, asked, wanted, pin, service.settings.limits)
+    notes = () if service.fleet.offered(wanted.image) else (UNOFFERED,)
+    return _spec(lab, asked, wanted, pin, service.settings.limits, notes)
 
 
 def fingerprint(lab: Lab, body: bytes, spec: JobSpec, idempotency_key: str | None) -> str:
@@ -98,11 +107,22 @@ async def _check(service: Service, asked: AddJob) -> _Wanted:
         output_name = _name(asked.output_file, "output_file", reasons)
     files = _files(asked.files or [], reasons)
     callback_url = asked.callback_url or asked.notify_url or None
-    if callback_url and (len(callback_url) > MAX_URI or not _URI.fullmatch(callback_url)):
+    if callback_url and not _is_uri(callback_url):
         reasons.append("Bad callback_url: expected an absolute http or https URI")
     if reasons:
         raise Rejected(reasons)
     return _Wanted(name, image, output_name, files, callback_url)
+
+
+def _is_uri(raw: str) -> bool:
+    parts = _URI.fullmatch(raw) if len(raw) <= MAX_URI else None
+    if parts is None:
+        return False
+    try:
+        IPv6Address(parts["ipv6"] or "::1")
+    except ValueError:
+        return False
+    return True
 
 
 def _name(raw: str, what: str, reasons: list[str]) -> str:
@@ -114,6 +134,9 @@ def _name(raw: str, what: str, reasons: list[str]) -> str:
 
 
 def _files(entries: list[InputEntry], reasons: list[str]) -> list[tuple[str, str]]:
+    if len(entries) > MAX_FILES:
+        reasons.append(f"Too many input files: at most {MAX_FILES}")
+        return []
     before = len(reasons)
     files = [(_name(e.local, "localFile", reasons), _name(e.dest, "destFile", reasons)) for e in entries]
     if len(reasons) > before:
@@ -128,8 +151,8 @@ def _files(entries: list[InputEntry], reasons: list[str]) -> list[tuple[str, str
     return files
 
 
-def _spec(lab: Lab, asked: AddJob, wanted: _Wanted, pin: Pin, limits: LimitSettings) -> JobSpec:
-    notes: list[str] = []
+def _spec(lab: Lab, asked: AddJob, wanted: _Wanted, pin: Pin, limits: LimitSettings, said: tuple[str, ...]) -> JobSpec:
+    notes = list(said)
     timeout_s = limits.timeout_s
     if asked.timeout is not None and asked.timeout > 0:
         timeout_s = _at_most(asked.timeout, limits.max_timeout_s)

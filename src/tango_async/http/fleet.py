@@ -8,7 +8,7 @@ from ..model import DispatcherRecord
 from ..queue.redis import Queue
 
 FRESH_S = 1.0
-LIVE_MS = 30_000
+LIVE_S = 30.0
 """A dispatcher publishes itself every few seconds; after so long without it is taken for dead."""
 
 
@@ -16,18 +16,24 @@ class Fleet:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._images: frozenset[str] = frozenset()
+        self._offered: frozenset[str] = frozenset()
         self._read_at = float("-inf")
 
     async def all(self) -> list[DispatcherRecord]:
         """Every dispatcher that ever published itself."""
         records = await self._queue.dispatchers()
         self._images = frozenset(image for record in records for image in record.images)
+        self._offered = frozenset(image for record in records if _lives(record) for image in record.images)
         self._read_at = time.monotonic()
         return records
 
     async def live(self) -> list[DispatcherRecord]:
-        now_ms = time.time() * 1000
-        return [record for record in await self.all() if now_ms - record.beat_ms < LIVE_MS]
+        """Those that have published themselves lately."""
+        return [record for record in await self.all() if _lives(record)]
+
+    def offered(self, image: str) -> bool:
+        """Whether a living dispatcher had the image when `may_run` was asked."""
+        return image in self._offered
 
     async def may_run(self, image: str) -> bool:
         """Whether a job that wants the image can be accepted.
@@ -44,3 +50,7 @@ class Fleet:
         """Whether any dispatcher has the image."""
         await self.all()
         return image in self._images
+
+
+def _lives(record: DispatcherRecord) -> bool:
+    return record.age_s < LIVE_S

@@ -34,9 +34,9 @@ async def add_job(request: web.Request) -> web.Response:
     lab = lab_of(request)
     body = await bodies.read(request, service.settings.http.max_json_bytes, service.settings.http)
     spec = await admission.admit(service, lab, wire.read_json(body, wire.AddJob))
-    print_ = admission.fingerprint(lab, body, spec, request.headers.get("Idempotency-Key"))
+    fingerprint = admission.fingerprint(lab, body, spec, request.headers.get("Idempotency-Key"))
     try:
-        added = await service.queue.add(spec, fingerprint=print_)
+        added = await service.queue.add(spec, fingerprint=fingerprint)
     except QueueFull:
         await service.store.unpin(spec.pin)
         raise

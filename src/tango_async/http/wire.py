@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -213,5 +213,5 @@ def failure(message: str | list[str], status_id: int = FAILED) -> bytes:
     return encode(Answer(status_id=status_id, status_msg=message))
 
 
-def success(message: str, **more: Any) -> bytes:
-    return encode(Answer(status_msg=message, **more))
+def success(message: str) -> bytes:
+    return encode(Answer(status_msg=message))
