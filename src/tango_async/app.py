@@ -21,8 +21,7 @@ from .config import Settings
 from .dispatcher.dispatcher import Dispatcher
 from .errors import ConfigError, VmmsError
 from .files.local import LocalStore
-from .http.app import make_app
-from .http.middleware import AccessLogger
+from .http.app import make_app, make_runner
 from .queue.embedded import EmbeddedServer
 from .queue.redis import Queue
 from .vmms.base import Vmms, load
@@ -51,9 +50,7 @@ async def run_http(settings: Settings, stop: asyncio.Event, ready: Ready) -> Non
         queue = Queue(settings, timeout_s=HTTP_TIMEOUT_S, marks=store.raise_mark)
         stack.push_async_callback(queue.close)
         await queue.open()
-        runner = web.AppRunner(
-            make_app(settings, queue, store), access_log_class=AccessLogger, shutdown_timeout=CLOSE_S
-        )
+        runner = make_runner(make_app(settings, queue, store), shutdown_s=CLOSE_S)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, settings.http.host, settings.http.port, backlog=1024)

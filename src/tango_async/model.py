@@ -231,7 +231,8 @@ class DispatcherRecord(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     busy: int
     started_ms: int = 0
-    beat_ms: int = 0
+    age_s: float = 0.0
+    """Since its last beat, by the queue server's clock; set by whoever reads it."""
     pools: dict[str, PoolState] = msgspec.field(default_factory=dict)
     healthy: bool = True
     problem: str = ""

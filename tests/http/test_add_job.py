@@ -75,7 +75,8 @@ async def test_its_inputs_stay_as_they_were(lab: Api) -> None:
 async def test_the_timeout_has_a_default_and_a_ceiling(lab: Api, asked: float | None, seconds: int) -> None:
     spec = await spec_of(lab, await lab.add(timeout=asked))
     assert spec.limits.timeout_s == seconds
-    assert bool(spec.notes) == (asked is not None and asked > 3600)
+    cut = [note for note in spec.notes if "was cut" in note]
+    assert bool(cut) == (asked is not None and asked > 3600)
 
 
 @pytest.mark.parametrize(
@@ -285,3 +286,13 @@ async def test_the_callback_is_due_only_after_the_answer_was_flushed(lab: Api, s
         while (due := await lab.queue.next_due_s()) is None or due > settings.callbacks.min_age_s:
             await asyncio.sleep(0.02)
     assert due > 0
+
+
+async def test_a_job_that_no_living_dispatcher_can_run_says_so_in_its_trace(lab: Api) -> None:
+    job_id = int((await lab.add()).json["jobId"])
+    job = await lab.queue.job(job_id)
+    assert job is not None
+    assert [line.text for line in job.trace] == [
+        "No living dispatcher offers the image now; the job waits until one does",
+        f"Added job {job_id} to queue",
+    ]

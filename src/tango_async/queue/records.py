@@ -67,8 +67,8 @@ def claim(found: Sequence[Any]) -> Claim:
     return Claim(id=job_id, seq=seq, attempt=attempt, added_ms=added_ms, spec=_unpack(spec, JobSpec))
 
 
-def dispatcher(packed: bytes, beat_ms: int) -> DispatcherRecord:
-    return msgspec.structs.replace(_unpack(packed, DispatcherRecord), beat_ms=beat_ms)
+def dispatcher(packed: bytes, age_s: float) -> DispatcherRecord:
+    return msgspec.structs.replace(_unpack(packed, DispatcherRecord), age_s=age_s)
 
 
 def due(found: Sequence[Any]) -> Due:

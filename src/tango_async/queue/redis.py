@@ -148,11 +148,12 @@ class Queue:
         return {name.decode(): int(value) for name, value in found.items()}
 
     async def dispatchers(self) -> list[DispatcherRecord]:
-        """Every dispatcher that ever published itself; `beat_ms` tells when it last did."""
-        found, beats = await self._server.commands(
-            [("HGETALL", f"{self._prefix}dispatchers"), ("HGETALL", f"{self._prefix}beats")]
+        """Every dispatcher that ever published itself; `age_s` tells when it last did."""
+        found, beats, (seconds, _) = await self._server.commands(
+            [("HGETALL", f"{self._prefix}dispatchers"), ("HGETALL", f"{self._prefix}beats"), ("TIME",)]
         )
-        return [records.dispatcher(packed, int(beats.get(name, 0))) for name, packed in found.items()]
+        ages = {name: int(seconds) - int(at) / 1000 for name, at in beats.items()}
+        return [records.dispatcher(packed, ages.get(name, float("inf"))) for name, packed in found.items()]
 
     async def now_ms(self) -> int:
         """The server's clock, by which beats and leases are told."""
