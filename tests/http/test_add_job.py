@@ -296,3 +296,11 @@ async def test_a_job_that_no_living_dispatcher_can_run_says_so_in_its_trace(lab:
         "No living dispatcher offers the image now; the job waits until one does",
         f"Added job {job_id} to queue",
     ]
+
+
+async def test_a_job_that_waits_for_an_image_says_so(lab: Api) -> None:
+    waiting = await spec_of(lab, await lab.add())
+    await lab.publish("autograding_image")
+    served = await spec_of(lab, await lab.add(timeout=21))
+    assert (len(waiting.notes), len(served.notes)) == (1, 0)
+    assert "waits" in waiting.notes[0]
