@@ -145,8 +145,9 @@ async def test_a_job_outlives_its_killed_dispatcher(backend: Backend) -> None:
 
 async def test_an_idle_machine_ends_with_its_dispatcher(backend: Backend) -> None:
     await killed_dispatcher(backend.data_dir)
-    await wait_until(lambda: not processes(str(backend.data_dir)), "the idle machine is gone")
     [machine] = await backend.vmms.get_vms()
+    await wait_until((directory_of(backend, machine.id) / "exit").exists, "the idle machine noted its end")
+    await wait_until(lambda: not processes(str(backend.data_dir)), "the idle machine is gone")
     await backend.vmms.adopt(machine)
     with pytest.raises(NotStarted, match=r"incompletely|unpacked"):
         await backend.vmms.run_job(machine)
@@ -219,12 +220,16 @@ async def first_stat(directory: Path) -> bool:
     return True
 
 
-async def test_an_unfinished_record_is_swept(backend: Backend) -> None:
-    old = backend.data_dir / "dispatcher/machines/.new-old"
-    old.mkdir()
-    os.utime(old, (0, 0))
+async def test_directories_without_a_record_are_swept(backend: Backend) -> None:
+    unfinished, emptied, young = (directory_of(backend, name) for name in (".new-old", "emptied", ".new-young"))
+    for directory in (unfinished, emptied, young):
+        directory.mkdir()
+    (emptied / "record").touch()
+    os.utime(unfinished, (0, 0))
+    os.utime(emptied, (0, 0))
     await (await backend.open()).close()
-    assert not old.exists()
+    assert not unfinished.exists() and not emptied.exists() and young.exists()
+    young.rmdir()
 
 
 async def test_memory_is_bounded_where_a_control_group_is(backend: Backend) -> None:

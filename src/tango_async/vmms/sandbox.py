@@ -105,11 +105,14 @@ class LocalSandbox:
         return rootfs.HOST in self._images.values()
 
     def _sweep(self) -> None:
-        """Removes directories whose maker died before it had written the record: nothing was started in them."""
+        """Removes directories without a record: their maker died first, or a power failure emptied it.
+
+        Nothing was started in them, or nothing lives any more.
+        """
         newest = time.time() - UNFINISHED_S
-        for directory in self._machines.glob(f"{_NEW}*"):
+        for directory in self._machines.iterdir():
             with suppress(FileNotFoundError):
-                if directory.stat().st_mtime < newest:
+                if not _has_record(directory) and directory.stat().st_mtime < newest:
                     shutil.rmtree(directory, ignore_errors=True)
 
     def _enter(self, seen: rootfs.View, spec: MachineSpec) -> list[str]:
@@ -177,11 +180,8 @@ class LocalSandbox:
         return making.rename(self._machines / machine.id)
 
     def _record(self, directory: Path) -> Record | None:
-        try:
-            record = msgspec.json.decode((directory / "record").read_bytes(), type=Record)
-        except (OSError, msgspec.DecodeError):
-            return None
-        return record if record.install == self._install else None
+        record = _read(directory)
+        return record if record and record.install == self._install else None
 
     async def wait_vm(self, machine: Machine) -> None:
         """A sandbox takes files from the moment it exists; one that is dead by now says why."""
@@ -260,3 +260,14 @@ class LocalSandbox:
                 raise MachineLost(f"sandbox {machine.id}: there is no such machine")
             known = self._supervisors[machine.id] = Supervisor.find(directory, record.boot_id)
         return known
+
+
+def _read(directory: Path) -> Record | None:
+    try:
+        return msgspec.json.decode((directory / "record").read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _has_record(directory: Path) -> bool:
+    return not directory.name.startswith(_NEW) and _read(directory) is not None
