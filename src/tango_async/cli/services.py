@@ -1,8 +1,12 @@
-"""The services' console scripts: settings, logging, signals, one line when ready, exit 0 on SIGTERM."""
+"""The services' console scripts: settings, logging, signals, exit 0 on SIGTERM.
+
+When it is ready a service says so in one line of its log, and to the supervisor that started it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
@@ -14,6 +18,7 @@ import click
 from .. import app, config
 from ..config import Settings
 from ..errors import TangoError
+from ..notify import Supervisor
 
 log = logging.getLogger("tango")
 
@@ -51,6 +56,7 @@ def up(path: Path | None) -> None:
 
 def run(service: Service, path: Path | None) -> None:
     """Runs a service in the foreground until SIGTERM or SIGINT. Exits 2 on wrong settings, 1 on other errors."""
+    faulthandler.enable()  # the SIGABRT of a watchdog leaves in the log where the loop was stuck
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = config.load(path)
@@ -72,7 +78,22 @@ def _first(error: BaseException) -> BaseException:
 
 async def _until_signal(service: Service, settings: Settings) -> None:
     stop = asyncio.Event()
+    supervisor = Supervisor()
+
+    def ready(what: str) -> None:
+        log.info("ready: %s", what)
+        supervisor.tell("READY=1", f"STATUS={what}")
+
+    def on_signal() -> None:
+        if not stop.is_set():
+            supervisor.tell("STOPPING=1", "STATUS=stopping: what is under way may end")
+            stop.set()
+
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(sig, stop.set)
-    await service(settings, stop, lambda what: log.info("ready: %s", what))
+        loop.add_signal_handler(sig, on_signal)
+    watchdog = asyncio.create_task(supervisor.keep_watchdog())
+    try:
+        await service(settings, stop, ready)
+    finally:
+        watchdog.cancel()
