@@ -130,7 +130,10 @@ class PrivateEngine(Engine):
         return _child(self._daemon.pid)
 
     def send(self, sig: signal.Signals) -> None:
+        assert self._daemon is not None
         os.kill(self.pid, sig)
+        if sig == signal.SIGCONT:
+            self._daemon.send_signal(sig)  # nsenter stops itself when its child is stopped
 
     def kill(self) -> None:
         """kill -9 of dockerd, and reap; containers run on."""

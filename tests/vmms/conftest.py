@@ -27,6 +27,8 @@ async def docker_backend(docker_engine: Engine, tmp_path: Path) -> AsyncIterator
 @pytest.fixture
 async def private_backend(private_engine: PrivateEngine, tmp_path: Path) -> AsyncIterator[Backend]:  # noqa: F811
     """The same on an engine that may be stopped and killed."""
+    if not private_engine.answers():
+        private_engine.start()
     async with backend_on(private_engine, tmp_path) as backend:
         yield backend
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
@@ -56,8 +57,6 @@ FAILED = range(bootstrap.FAILED_FIRST, bootstrap.FAILED_LAST + 1)
 UNKNOWN_END = 255
 """The engine's code for a container that it found dead; no bootstrap ends with it."""
 
-KILLED = 137
-
 OVERHEAD = 2
 """Processes of the bootstrap itself: sh and timeout."""
 
@@ -80,6 +79,18 @@ class _Live:
     async def close(self) -> None:
         await self.stdin.close()
         await self.drop_output()
+
+
+@dataclass(slots=True)
+class _Sent:
+    """Bytes that went out, to be known again."""
+
+    size: int = 0
+    checksum: int = 0
+
+    def add(self, data: bytes) -> None:
+        self.size += len(data)
+        self.checksum = zlib.crc32(data, self.checksum)
 
 
 class LocalDocker:
@@ -112,7 +123,7 @@ class LocalDocker:
 
     async def initialize_vm(self, spec: MachineSpec, owner: str) -> Machine:
         image = await self._images.find(spec.image)
-        user = await self._images.user(image)
+        user = await self._images.user(image, owner)
         machine = Machine(id=self._name(), spec=spec, nonce=secrets.token_hex(16), owner=owner)
         await self._engine.create(machine.id, self._container(machine, image, user))
         try:
@@ -160,19 +171,19 @@ class LocalDocker:
                 await chunks.aclose()
 
     async def run_job(self, machine: Machine) -> Exit:
-        interrupted = False
         patience = UNREAD_S
         while True:
+            watched = True
             try:
                 async with asyncio.timeout(patience):
                     await self._engine.wait(machine.id)
             except TimeoutError:
                 await self._leave_unread(machine)
             except VmmsUnavailable:
-                interrupted = True
+                watched = False
             state = await self._state(machine)
             if not state.running:
-                return await self._ended(machine, state, interrupted=interrupted)
+                return await self._ended(machine, state, watched=watched)
             patience = POLL_S
 
     async def _leave_unread(self, machine: Machine) -> None:
@@ -180,9 +191,10 @@ class LocalDocker:
         if live is not None and not live.read:
             await live.drop_output()
 
-    async def _ended(self, machine: Machine, state: State, *, interrupted: bool) -> Exit:
-        if state.code == UNKNOWN_END or (interrupted and state.code == KILLED and not state.out_of_memory):
-            raise MachineLost("the machine ended with its engine")
+    async def _ended(self, machine: Machine, state: State, *, watched: bool) -> Exit:
+        if not watched or state.code == UNKNOWN_END:
+            # An engine without live-restore takes its containers with it; one with it has lost the last output.
+            raise MachineLost("the machine ended while its engine was away")
         # Only a script that came to its end has status 0; of the others the first line tells.
         if state.code != 0 or state.status == "created":
             await self._check_started(machine, state)
@@ -208,14 +220,14 @@ class LocalDocker:
 
     async def _output(self, machine: Machine) -> AsyncGenerator[bytes, None]:
         """All bytes, each once, over restarts of the engine."""
-        sent = 0
+        sent = _Sent()
         live = self._live.get(machine.id)
         if live is not None and not live.read:
             live.read = True
             try:
                 async with aclosing(live.output.chunks()) as chunks:
                     async for chunk in chunks:
-                        sent += len(chunk)
+                        sent.add(chunk)
                         yield chunk
                 if await self._whole(live):
                     return
@@ -226,7 +238,6 @@ class LocalDocker:
             with suppress(VmmsUnavailable):
                 async with aclosing(self._logged(machine, state, sent)) as chunks:
                     async for chunk in chunks:
-                        sent += len(chunk)
                         yield chunk
                 if not state.running:
                     return
@@ -238,22 +249,30 @@ class LocalDocker:
                 return await live.ending.kept()
         return False
 
-    async def _logged(self, machine: Machine, state: State, skip: int) -> AsyncGenerator[bytes, None]:
-        """The log but for its first `skip` bytes, followed while the machine runs.
+    async def _logged(self, machine: Machine, state: State, sent: _Sent) -> AsyncGenerator[bytes, None]:
+        """What the log holds after the bytes already sent, followed while the machine runs.
 
-        Raises MachineLost if the machine has ended and its log no longer holds the output's beginning.
+        Raises MachineLost if it does not begin with those: the engine died before it had written them,
+        or the log became too long and gave up its beginning.
         """
-        head, seen = b"", 0
+        head = _Sent()
         mark = bootstrap.mark(machine.nonce)
+        begin = b""
         async with aclosing(self._engine.logs(machine.id, follow=state.running)) as chunks:
             async for chunk in chunks:
-                head += chunk[: len(mark) - len(head)]
-                seen += len(chunk)
-                if seen > skip:
-                    yield chunk[max(0, len(chunk) - (seen - skip)) :]
-        given_up = seen > 0 and head != mark and state.code not in FAILED
-        if not state.running and (seen < skip or given_up):
-            raise MachineLost("the engine's log no longer holds the whole output")
+                begin += chunk[: len(mark) - len(begin)]
+                repeated = chunk[: sent.size - head.size]
+                head.add(repeated)
+                if rest := chunk[len(repeated) :]:
+                    if head != sent:
+                        break
+                    sent.add(rest)
+                    head.add(rest)
+                    yield rest
+        torn = head != sent and (head.size == sent.size or not state.running)
+        given_up = not state.running and state.code not in FAILED and begin not in (b"", mark)
+        if torn or given_up:
+            raise MachineLost("the engine's log does not hold the whole output")
 
     async def destroy_vm(self, machine: Machine) -> None:
         live = self._live.pop(machine.id, None)
@@ -275,10 +294,10 @@ class LocalDocker:
         """Asked again while the engine is away, as it is while it restarts."""
         return await _patiently(lambda: self._engine.state(machine.id))
 
-    async def _throwaway(self, image: str) -> str:
+    async def _throwaway(self, image: str, owner: str) -> str:
         """A container to look into. Labelled as a machine, so that one left by a cancelled look is found."""
         spec = MachineSpec(image=image, network=False, cores=1, memory_bytes=0, processes=0, disk_bytes=0)
-        machine = Machine(id=self._name(), spec=spec, nonce=secrets.token_hex(16))
+        machine = Machine(id=self._name(), spec=spec, nonce=secrets.token_hex(16), owner=owner)
         config = {"Image": image, "Entrypoint": ["/bin/false"], "Labels": self._labels(machine)}
         await self._engine.create(machine.id, config | {"HostConfig": {"NetworkMode": "none"}})
         return machine.id

@@ -70,6 +70,10 @@ class EngineError(VmmsError):
         return cause.status if isinstance(cause, aiodocker.DockerError) else 0
 
 
+class FileMissing(EngineError):
+    """The container, or the file in it, is not there."""
+
+
 class Engine:
     """A client of one engine. Open it first, inside the running loop."""
 
@@ -188,14 +192,14 @@ class Engine:
                 pending = bytearray()
                 async for chunk in response.content.iter_any():
                     pending += chunk
-                    if data := _payload(pending):
+                    if data := payload(pending):
                         yield data
             finally:
                 response.close()
 
     async def read(self, name: str, path: str, limit: int) -> bytes:
-        """The start of the tar of one file of a container that need not run; empty if there is none."""
-        with ours(ImageNotFound):
+        """The start of the tar of one file of a container that need not run. Raises FileMissing."""
+        with ours(FileMissing):
             response = await self._request("GET", f"containers/{name}/archive", {"path": path})
             try:
                 data = b""
@@ -228,9 +232,9 @@ class Engine:
                     said = json.loads(line)
                     if "error" in said:
                         raise EngineError(str(said["error"]))
-                    _, found, reference = str(said.get("stream", "")).partition("Loaded image")
-                    if found:
-                        yield reference.partition(": ")[2].strip()
+                    for sentence in str(said.get("stream", "")).splitlines():
+                        if sentence.startswith("Loaded image"):
+                            yield sentence.partition(": ")[2]
             finally:
                 response.close()
 
@@ -304,7 +308,7 @@ class Ending:
         self._response.close()
 
 
-def _payload(pending: bytearray) -> bytes:
+def payload(pending: bytearray) -> bytes:
     """Takes the whole frames off `pending` and joins what they carry: 1 byte stream, 3 zero, 4 length."""
     parts = []
     at = 0

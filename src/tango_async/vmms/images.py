@@ -8,8 +8,8 @@ import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 
-from ..errors import ImageNotFound, VmmsError
-from .engine import Engine
+from ..errors import VmmsError
+from .engine import Engine, FileMissing
 
 USER = "autograde"
 
@@ -22,7 +22,7 @@ _PASSWD_BYTES = 1024**2
 class Images:
     """What is known of an engine's images; `throwaway` makes a container of one, never started."""
 
-    def __init__(self, engine: Engine, throwaway: Callable[[str], Awaitable[str]]) -> None:
+    def __init__(self, engine: Engine, throwaway: Callable[[str, str], Awaitable[str]]) -> None:
         self._engine = engine
         self._throwaway = throwaway
         self._users: dict[str, str] = {}
@@ -37,18 +37,19 @@ class Images:
         image = await self._engine.image(name)
         return str(image["Id"])
 
-    async def user(self, image: str) -> str:
+    async def user(self, image: str, owner: str) -> str:
         """`uid:gid` of the one who runs jobs in the image of that id; never root's."""
         async with self._looking:
             if image not in self._users:
-                self._users[image] = await self._look(image)
+                self._users[image] = await self._look(image, owner)
         return self._users[image]
 
-    async def _look(self, image: str) -> str:
-        container = await self._throwaway(image)
+    async def _look(self, image: str, owner: str) -> str:
+        container = await self._throwaway(image, owner)
         try:
             passwd = await self._engine.read(container, "/etc/passwd", _PASSWD_BYTES)
-        except ImageNotFound:
+        except FileMissing:
+            await self._engine.state(container)  # the file is missing, and not the container
             passwd = b""
         await self._engine.remove(container)
         return _user(passwd)
@@ -58,31 +59,32 @@ class Images:
         async with self._loading:
             before = await self._engine.images()
             wanted = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
-            came: list[str] = []
+            came: dict[str, str] = {}
             try:
                 async with aclosing(self._engine.load(archive)) as references:
                     async for reference in references:
-                        came.append(reference)
-                images = {await self.find(reference) for reference in came}
+                        came[reference] = await self.find(reference)
+                images = set(came.values())
                 if len(images) != 1:
                     raise VmmsError(f"the archive holds {len(images) or 'no'} images; one is needed")
                 await self._engine.tag(images.pop(), name)
             except VmmsError:
                 await self._put_back(came, before)
                 raise
-            await self._put_back([reference for reference in came if reference != wanted], before)
+            came.pop(wanted, None)
+            await self._put_back(came, before)
             if wanted in before:
                 await self._forget(before[wanted])
 
-    async def _put_back(self, references: list[str], before: dict[str, str]) -> None:
+    async def _put_back(self, came: dict[str, str], before: dict[str, str]) -> None:
         """Loading moves tags: those that stood elsewhere return there, new ones go."""
-        for reference in references:
+        for reference, image in came.items():
             if reference in before:
                 await self._engine.tag(before[reference], reference)
-            elif not reference.startswith("sha256:"):
-                await self._engine.remove_image(reference)
-            else:
-                await self._forget(reference)
+            elif reference != image:
+                with suppress(VmmsError):
+                    await self._engine.remove_image(reference)
+            await self._forget(image)
 
     async def _forget(self, image: str) -> None:
         """Removes an image that has no name any more; one that a container uses goes with a later load."""
