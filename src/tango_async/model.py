@@ -236,3 +236,8 @@ class DispatcherRecord(msgspec.Struct, frozen=True, kw_only=True):
     pools: dict[str, PoolState] = msgspec.field(default_factory=dict)
     healthy: bool = True
     problem: str = ""
+    ended: int = 0
+    """Attempts that have ended since this process started, however they did."""
+    lag_s: float = 0.0
+    """How late its event loop was at worst in the last minute."""
+    rss_bytes: int = 0

@@ -27,6 +27,7 @@ from ..files.base import FileStore
 from ..model import DispatcherRecord, MachineSpec
 from ..queue.bells import Bells
 from ..queue.redis import Queue
+from ..vitals import Vitals, rss_bytes
 from ..vmms.base import Vmms
 from . import upkeep
 from .attempt import Attempt, Bench
@@ -60,6 +61,8 @@ class Dispatcher:
         self._images = Images(queue, store, vmms, install)
         self._free = asyncio.Semaphore(settings.dispatcher.slots)
         self._attempts: set[asyncio.Task[None]] = set()
+        self._ended = 0
+        self._vitals = Vitals()
         self._later: set[asyncio.Task[None]] = set()
         self._claims = Bells(settings)
         self._control = Bells(settings)
@@ -71,6 +74,7 @@ class Dispatcher:
         await self._images.look()
         await self._adopt_or_remove()
         done = asyncio.Event()
+        vitals = asyncio.create_task(self._vitals.watch())
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._beat_until(done))
@@ -84,6 +88,7 @@ class Dispatcher:
                 done.set()
                 await self._control.wake()
         finally:
+            vitals.cancel()
             await self._pool.close()
             if self._later:
                 await asyncio.wait(self._later, timeout=5.0)
@@ -135,6 +140,7 @@ class Dispatcher:
 
         def over(task: asyncio.Task[None]) -> None:
             self._attempts.discard(task)
+            self._ended += 1
             self._holds.drop(hold)
             then()
             _report(task)
@@ -222,6 +228,9 @@ class Dispatcher:
             pools=self._pool.state(),
             healthy=self._images.healthy,
             problem=self._images.problem,
+            ended=self._ended,
+            lag_s=self._vitals.lag_s,
+            rss_bytes=rss_bytes(),
         )
 
     # -- machines of an earlier life, and strays ---------------------------------------------------

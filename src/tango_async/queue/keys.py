@@ -22,7 +22,7 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | live:<id>           | string | the output so far of a running job; expires                              |
 | outbox              | zset   | id → when its callback is due                                            |
 | unsent              | zset   | id → when its callback was given up                                      |
-| counters            | hash   | the numbers of /info                                                     |
+| counters            | hash   | what has happened, for /info and /metrics                                |
 | dispatchers         | hash   | install → what it last published of itself                               |
 | beats               | hash   | install → when                                                           |
 | control:<instance>  | list   | a token to make a dispatcher look at its jobs and orders now, bounded    |

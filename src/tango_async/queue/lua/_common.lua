@@ -59,6 +59,7 @@ local function bury(id, now, verdict, text, output, note)
   redis.call('HSET', J(id), 'state', 'dead', 'ended_ms', int(now), 'ended_seq', f[8] or '0',
     'verdict', verdict, 'output', output, 'note', note)
   redis.call('ZADD', K('dead'), int(now), id)
+  count('ended_' .. verdict)
   trace(id, now, text)
   if f[3] and f[3] ~= '' then
     local due = now

@@ -6,6 +6,7 @@ if not id then return nil end
 local f = redis.call('HMGET', J(id), 'state', 'machine', 'attempts', 'added_ms', 'spec', 'started_ms')
 if f[1] ~= 'running' or f[2] ~= ARGV[1] then return nil end
 local now = now_ms()
+count('adoptions')
 local seq = int(redis.call('INCR', K('seq')))
 redis.call('HSET', J(id), 'seq', seq, 'holder', ARGV[2])
 redis.call('ZADD', K('held'), int(now + ARGV[3]), id)

@@ -28,6 +28,7 @@ else
   trace(id, now, 'Dispatched job ' .. id .. ' [try ' .. (attempt - 1) .. ']')
   redis.call('HSET', mine, 'request', ARGV[2], 'id', id, 'seq', seq)
   redis.call('EXPIRE', mine, 3600)
+  count('claims')
 end
 local f = redis.call('HMGET', J(id), 'attempts', 'added_ms', 'spec')
 return {tonumber(id), tonumber(seq), tonumber(f[1]), tonumber(f[2]), f[3]}

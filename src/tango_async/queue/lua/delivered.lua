@@ -5,12 +5,13 @@ local log = redis.call('HGET', J(id), 'cb_log') or ''
 if #log > 8192 then log = '' end
 redis.call('HSET', J(id), 'cb_log', log .. int(now) .. '|' .. ARGV[2] .. '\n')
 if ARGV[3] == '-1' then
-  redis.call('ZREM', K('outbox'), id)
+  if redis.call('ZREM', K('outbox'), id) == 1 then count('callbacks_delivered') end
   redis.call('HSET', J(id), 'cb_done_ms', int(now))
 elseif ARGV[3] == '-2' then
-  redis.call('ZREM', K('outbox'), id)
+  if redis.call('ZREM', K('outbox'), id) == 1 then count('callbacks_given_up') end
   redis.call('ZADD', K('unsent'), int(now), id)
 else
+  count('callbacks_failed')
   redis.call('ZADD', K('outbox'), int(now + ARGV[3]), id)
 end
 return 'OK'

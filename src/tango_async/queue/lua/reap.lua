@@ -23,6 +23,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', K('held'), '-inf', int(now), 'LI
   if not j[1] then
     redis.call('ZREM', K('held'), id)
   elseif j[1] == 'assigned' or over > ARGV[1] + 0 then
+    count('leases_lost')
     if j[2] == 'cancel' then
       bury(id, now, 'cancelled', ARGV[8], '', ARGV[9])
       done[#done + 1] = {tonumber(id), 'dead'}
