@@ -45,15 +45,15 @@ def main() -> int:
     parser.add_argument("--archive", action="store_true", help="only print the archive's path")
     only_archive = parser.parse_args().archive
     try:
-        archive = cached()
         if only_archive:
-            sys.stdout.write(f"{archive}\n")
+            sys.stdout.write(f"{cached()}\n")
         else:
-            subprocess.run(["docker", "load", "--input", str(archive)], check=True)
+            subprocess.run(["docker", "version"], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(["docker", "load", "--input", str(cached())], check=True)
     except FileNotFoundError as e:
-        return _fail(f"{e.filename} is not installed: apt-get install docker.io mmdebstrap")
+        return _fail(f"{e.filename} is not installed: apt-get install docker.io")
     except subprocess.CalledProcessError as e:
-        return _fail(f"{e.cmd[0]} ended with status {e.returncode}")
+        return _fail(f"`{' '.join(map(str, e.cmd[:2]))}` ended with status {e.returncode}")
     return 0
 
 

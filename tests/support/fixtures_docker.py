@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -38,15 +39,14 @@ def private_engine(docker_engine: Engine) -> Iterator[PrivateEngine]:
 
 
 def _private() -> Iterator[PrivateEngine]:
-    missing = PrivateEngine.missing()
-    if missing:
-        why = f"no Docker engine answers, and none of our own can be started: {missing}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)
+    if missing := PrivateEngine.missing():
+        _absent(missing)
     engine = PrivateEngine()
     try:
-        engine.start()
+        try:
+            engine.start()
+        except RuntimeError as e:
+            _absent(str(e))
         _with_image(engine)
         yield engine
     finally:
@@ -56,4 +56,14 @@ def _private() -> Iterator[PrivateEngine]:
 def _with_image(engine: Engine) -> None:
     if engine.call("GET", f"/images/{IMAGE}/json")[0] != 200:
         environment = os.environ | {"DOCKER_HOST": engine.host}
-        subprocess.run([sys.executable, str(_BUILDER)], check=True, env=environment)
+        built = subprocess.run([sys.executable, str(_BUILDER)], env=environment, capture_output=True, text=True)
+        if built.returncode:
+            _absent(f"the grading image cannot be built: {built.stderr[-500:]}")
+
+
+def _absent(why: str) -> NoReturn:
+    """Skips at home; fails where everything must be there."""
+    said = f"no Docker engine answers, and there can be none of our own: {why}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(said)
+    pytest.skip(said)

@@ -127,6 +127,16 @@ async def test_a_log_that_gave_up_its_beginning_is_no_output(backend: Backend, m
             await output_of(successor, machine)
 
 
+async def test_an_idle_machine_ends_with_its_dispatcher_and_is_found(backend: Backend) -> None:
+    other = await backend.open()
+    machine = await other.initialize_vm(backend.spec(), "gone")
+    await other.close()
+    with pytest.raises(NotStarted):
+        await backend.vmms.run_job(machine)
+    assert await backend.vmms.get_vms() == [machine]
+    await backend.vmms.destroy_vm(machine)
+
+
 async def test_a_machine_destroyed_under_a_job_is_lost(backend: Backend) -> None:
     async with backend.machine() as machine:
         await backend.vmms.copy_in(machine, inputs(make("sleep 600")), limit())

@@ -52,7 +52,7 @@ class Images:
             await self._engine.state(container)  # the file is missing, and not the container
             passwd = b""
         await self._engine.remove(container)
-        return _user(passwd)
+        return user_of(passwd)
 
     async def load(self, name: str, archive: AsyncIterator[bytes]) -> None:
         """The archive's one image becomes `name`; its own tags leave no trace, not even on other images."""
@@ -93,7 +93,7 @@ class Images:
                 await self._engine.remove_image(image)
 
 
-def _user(passwd: bytes) -> str:
+def user_of(passwd: bytes) -> str:
     """From the tar of /etc/passwd, which may be a link, cut off, or anything else."""
     with suppress(tarfile.TarError, OSError), tarfile.open(fileobj=io.BytesIO(passwd), mode="r|") as tar:
         for member in tar:
