@@ -3,7 +3,7 @@
 A sandbox must outlive a dispatcher that dies, so what watches over it is a small `sh` in a session of
 its own. It keeps all that a successor needs in the machine's directory:
 
-    supervisor  its line of /proc/PID/stat: pid and start time
+    supervisor  its line of /proc/PID/stat, with pid and start time, noted before the machine is fed
     init        bubblewrap's information, with the pid of the sandbox's first process
     pipe        the job's output on its way; a job that held a file could truncate or grow it
     output      … and where it is kept, up to a size
@@ -34,7 +34,6 @@ newline='
 '
 dir=$1 output_blocks=$2 guard_s=$3 groups=$4; shift 4
 cd "$dir" || exit
-read -r stat </proc/self/stat && echo "$stat" >supervisor || exit
 exec 3<>pipe 4<pipe
 (
   exec </dev/null 3>&-
@@ -125,12 +124,14 @@ class Supervisor:
                 arguments, stdin=reader, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=True,
                 start_new_session=True, umask=0o022, env={"PATH": PATH, "LC_ALL": "C"}, cwd="/",
             )  # fmt: skip
+            process.returncode = 0  # it is reaped by its pidfd here, or outlives us: Popen need not warn
+            # Noted by us and not by itself: it must be there before there is anything to lose.
+            (directory / "supervisor").write_text(Path(f"/proc/{process.pid}/stat").read_text())
         except BaseException:
             os.close(writer)
             raise
         finally:
             os.close(reader)
-        process.returncode = 0  # it is reaped by its pidfd here, or outlives us: Popen need not warn
         return cls(directory, process.pid, os.pidfd_open(process.pid), writer)
 
     @classmethod
