@@ -80,4 +80,7 @@ class FileStore(Protocol):
     async def raise_mark(self, at_least: int) -> int:
         """Raises the high-water mark of job ids to `at_least`, never lowers it; returns the mark."""
 
+    async def check(self) -> None:
+        """Stores something small and removes it. Raises StoreError, StoreFull."""
+
     async def close(self) -> None: ...

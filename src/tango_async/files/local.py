@@ -329,6 +329,17 @@ class LocalStore:
                 self._write(self._mark, b"%d\n" % mark)
             return mark
 
+    async def check(self) -> None:
+        await self._run(self._check)
+
+    def _check(self) -> None:
+        incoming = Incoming(self._tmp)
+        try:
+            incoming.write([bytes(4096)])
+            incoming.finish()
+        finally:
+            incoming.drop()
+
     # -- within ----------------------------------------------------------------------------------
 
     def _folder(self, lab: str) -> Path:

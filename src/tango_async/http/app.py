@@ -9,9 +9,10 @@ from aiohttp import web
 from ..config import Settings
 from ..files.base import FileStore
 from ..queue.redis import Queue
-from . import middleware
+from . import metrics, middleware
 from .connection import Runner
 from .fleet import Fleet
+from .health import READINESS, Readiness
 from .routes import add_routes
 from .service import SERVICE, Keys, Service
 
@@ -22,9 +23,12 @@ KEEPALIVE_S = 75.0
 
 
 def make_app(settings: Settings, queue: Queue, store: FileStore) -> web.Application:
-    app = web.Application(middlewares=middleware.ALL)
+    app = web.Application(middlewares=(metrics.measure, *middleware.ALL))
     keys = Keys(settings.http.keys)
     app[SERVICE] = Service(settings=settings, queue=queue, store=store, fleet=Fleet(queue), keys=keys)
+    app[READINESS] = Readiness(queue, store)
+    app[metrics.METRICS] = metrics.Metrics()
+    app.cleanup_ctx.append(metrics.feel)
     add_routes(app)
     return app
 

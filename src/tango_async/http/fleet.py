@@ -23,13 +23,13 @@ class Fleet:
         """Every dispatcher that ever published itself."""
         records = await self._queue.dispatchers()
         self._images = frozenset(image for record in records for image in record.images)
-        self._offered = frozenset(image for record in records if _lives(record) for image in record.images)
+        self._offered = frozenset(image for record in records if lives(record) for image in record.images)
         self._read_at = time.monotonic()
         return records
 
     async def live(self) -> list[DispatcherRecord]:
         """Those that have published themselves lately."""
-        return [record for record in await self.all() if _lives(record)]
+        return [record for record in await self.all() if lives(record)]
 
     def offered(self, image: str) -> bool:
         """Whether a living dispatcher had the image when `may_run` was asked."""
@@ -52,5 +52,5 @@ class Fleet:
         return image in self._images
 
 
-def _lives(record: DispatcherRecord) -> bool:
+def lives(record: DispatcherRecord) -> bool:
     return record.age_s < LIVE_S

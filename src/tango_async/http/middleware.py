@@ -19,6 +19,9 @@ from .service import KEY, service_of
 
 log = logging.getLogger(__name__)
 
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Asked every few seconds; not logged as long as all is well."""
+
 SLOW = 408
 """Answered to a client that is not worth waiting for: its connection is closed at once."""
 
@@ -34,6 +37,8 @@ class AccessLogger(AbstractAccessLogger):
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         path = _shown_path(request) if isinstance(request, web.Request) else "-"
+        if path in PROBES and response.status < 400:
+            return
         self.logger.info("%s %s %s %d %.0f ms", request.remote, request.method, path, response.status, time * 1000)
 
 
@@ -41,7 +46,8 @@ def _shown_path(request: web.Request) -> str:
     """The key is the second part of every route's path; elsewhere it is known by its letters."""
     raw = request.rel_url.raw_path
     if "key" not in request.match_info:
-        return "/" if raw == "/" else "(no such route)"
+        resource = request.match_info.route.resource
+        return resource.canonical if resource is not None else "(no such route)"
     parts = raw.split("/")
     parts[2] = "KEY"
     return service_of(request).keys.redact("/".join(parts))[:300]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from . import courselabs, jobs, machines
+from . import courselabs, health, jobs, machines, metrics
 from .middleware import Handler
 
 
@@ -35,6 +35,9 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", f"/pool/{_KEY}{_IMAGE_OR_ALL}", machines.pool),
     ("GET POST", f"/prealloc/{_KEY}/{_IMAGE}/{_NUMBER}{_SLASH}", machines.prealloc),
     ("POST", f"/build/{_KEY}{_SLASH}", machines.build),
+    ("GET HEAD", "/healthz", health.healthz),
+    ("GET HEAD", "/readyz", health.readyz),
+    ("GET", "/metrics", metrics.metrics),
 ]
 
 

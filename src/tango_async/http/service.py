@@ -35,11 +35,13 @@ class Keys:
 
     def of(self, request: web.Request) -> str | None:
         """The key in the path, or else the one in the Authorization header."""
-        scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         found = self.match(request.match_info["key"])
-        if found is None and scheme.lower() == "bearer":
-            found = self.match(token.strip())
-        return found
+        return self.bearer(request) if found is None else found
+
+    def bearer(self, request: web.Request) -> str | None:
+        """The key in the Authorization header."""
+        scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        return self.match(token.strip()) if scheme.lower() == "bearer" else None
 
     def redact(self, text: str) -> str:
         return self._shown.sub("KEY", text)
