@@ -119,12 +119,19 @@ def _parse_info(text: bytes | str | dict[str, Any]) -> dict[str, str]:
 
 
 class Edge:
-    """Bounds what is done inside, and turns redis-py's exceptions into ours."""
+    """Bounds what is done inside, and turns redis-py's exceptions into ours.
+
+    redis-py waits with `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes
+    as its wait ends. It is known to the task and raised here, or a loop that asks Redis could not be
+    ended.
+    """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout = asyncio.timeout(timeout_s)
+        self._cancels = 0
 
     async def __aenter__(self) -> None:
+        self._cancels = _cancels()
         await self._timeout.__aenter__()
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -132,6 +139,8 @@ class Edge:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
             raise QueueUnavailable("Redis does not answer") from error
+        if _cancels() > self._cancels and not isinstance(error, asyncio.CancelledError):
+            raise asyncio.CancelledError from error
         match error:
             case exceptions.NoScriptError() | None:
                 return
@@ -139,3 +148,8 @@ class Edge:
                 raise QueueFull("The job queue is full: Redis is out of memory") from error
             case exceptions.RedisError() | OSError():
                 raise QueueUnavailable(f"Redis cannot be used: {error}") from error
+
+
+def _cancels() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
