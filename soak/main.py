@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""The soak: the whole service under load while its processes are killed, and a table of what became of every job.
+
+    soak/main.py [--seconds 300] [--jobs N] [--seed N] [--vmms localSandbox|localDocker]
+                 [--kills-per-minute 20] [--keep]
+
+Needs root, bubblewrap or Docker, and a Redis-protocol server. Everything runs on this machine, in a
+mount namespace of its own and below one directory, which is removed at the end unless something was
+wrong. The same seed gives the same jobs and the same torments. Exits 1 if a promise was broken, and 3 if
+this machine lacks something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "soak")]
+
+import strays  # noqa: E402
+from load import Load  # noqa: E402
+from plan import plan  # noqa: E402
+from recovery import Recovery  # noqa: E402
+from stage import PREFIX, STRAY_AGE_S, Stage  # noqa: E402
+from tormentor import Tormentor  # noqa: E402
+from verdict import Evidence, rows, table  # noqa: E402
+
+from support.engine import PrivateEngine  # noqa: E402
+from support.redis_server import server_programs  # noqa: E402
+
+INSIDE = "SOAK_INSIDE"
+DISK = Path("/var/tmp")
+DRAIN_S = 120.0
+SETTLE_S = STRAY_AGE_S + 20.0
+LACKING = 3
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long jobs come and processes die")
+    parser.add_argument("--jobs", type=int, help="how many jobs (default: two a second)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--vmms", choices=["localSandbox", "localDocker"], default="localSandbox")
+    parser.add_argument("--kills-per-minute", type=float, default=20.0, help="and as many other torments")
+    parser.add_argument("--keep", action="store_true", help="keep logs and files")
+    return parser.parse_args()
+
+
+def missing(vmms: str) -> str:
+    """What this machine lacks; empty if nothing."""
+    if os.geteuid() != 0:
+        return "root, for the small disk and the engine"
+    programs = ["unshare", "setpriv", "mount"] + (["bwrap"] if vmms == "localSandbox" else ["runc", "docker"])
+    absent = [p for p in programs if shutil.which(p) is None]
+    if not server_programs():
+        absent.append("redis-server")
+    if vmms == "localDocker" and PrivateEngine.missing():
+        absent.append(PrivateEngine.missing())
+    return ", ".join(absent)
+
+
+async def soak(given: argparse.Namespace, directory: Path) -> bool:
+    jobs = given.jobs or round(given.seconds * 2)
+    torments = plan(given.seed, given.seconds, given.kills_per_minute, engine=given.vmms == "localDocker")
+    print(
+        f"soak: {given.vmms}, seed {given.seed}, {jobs} jobs and {len(torments)} torments in {given.seconds:.0f} s; "
+        f"logs in {directory}",
+        flush=True,
+    )
+    stage = Stage(directory, given.vmms, given.seed)
+    began = time.monotonic()
+    try:
+        await stage.open()
+        load = Load(stage, given.seed, jobs, given.seconds)
+        recovery = Recovery(stage)
+        tormentor = Tormentor(stage, torments, recovery)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(load.run(DRAIN_S))
+            group.create_task(tormentor.run())
+        await recovery.settle()
+        await _delivered(stage, load)
+        await load.poll_again()
+        seen = Evidence(stage, load, tormentor, recovery, await load.dead())
+        seen.strays = await _settled(stage)
+        seen.exits = await stage.stop_services()
+        seen.strays["left after the stop"] = strays.machines(stage)
+        found = rows(seen)
+    finally:
+        await stage.close()
+    print(table(found))
+    passed = not any(row.faults for row in found)
+    print(f"{'passed' if passed else 'FAILED'} after {time.monotonic() - began:.0f} s", flush=True)
+    return passed
+
+
+async def _delivered(stage: Stage, load: Load) -> None:
+    """Waits for the outbox to become empty."""
+    end = time.monotonic() + DRAIN_S
+    while time.monotonic() < end and await stage.witness.zcard(f"{PREFIX}outbox"):
+        await asyncio.sleep(0.2)
+
+
+async def _settled(stage: Stage) -> dict[str, list[str]]:
+    """What is left when everything has had its time to go."""
+    end = time.monotonic() + SETTLE_S
+    while any((found := await strays.all_of(stage)).values()) and time.monotonic() < end:
+        await asyncio.sleep(1.0)
+    return found
+
+
+def main() -> int:
+    given = arguments()
+    lacking = missing(given.vmms)
+    if lacking:
+        print(f"soak: this machine lacks {lacking}", file=sys.stderr)
+        return LACKING
+    if INSIDE not in os.environ:
+        os.environ[INSIDE] = "yes"
+        again = ["unshare", "--mount", "--propagation", "private", sys.executable, *sys.argv]
+        os.execvp(again[0], again)
+    directory = Path(tempfile.mkdtemp(prefix="tango-soak-", dir=DISK))
+    directory.chmod(0o755)
+    passed = False
+    try:
+        passed = asyncio.run(soak(given, directory))
+    finally:
+        if passed and not given.keep:
+            shutil.rmtree(directory, ignore_errors=True)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

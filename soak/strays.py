@@ -1,0 +1,90 @@
+"""What no live job owns: looked for where it would lie, with no help from the service."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from stage import PREFIX, Stage
+
+EXPIRING = ("same:", "claim:", "control:", "live:", "upkeep")
+"""Keys that are bounded by their expiry, which is then required."""
+LASTING = {"ids", "seq", "server", "dead", "counters", "dispatchers", "beats", "pins", "machines", "queued", "held"}
+EMPTY = ("pins", "machines", "queued", "held", "outbox", "unsent", "pools", "builds")
+
+
+async def keys(stage: Stage) -> list[str]:
+    """Keys in Redis that should not be there when every job is dead and every callback delivered."""
+    redis, found = stage.witness, []
+    dead = {int(i) for i in await redis.zrange(f"{PREFIX}dead", 0, -1)}
+    for name in EMPTY:
+        if await redis.exists(PREFIX + name):
+            found.append(f"key {name}: not empty")
+    async for raw in redis.scan_iter(match=f"{PREFIX}*", count=1000):
+        name = raw.decode().removeprefix(PREFIX)
+        head, _, rest = name.partition(":")
+        if name.startswith(EXPIRING):
+            if await redis.ttl(raw) < 0:
+                found.append(f"key {name}: never expires")
+        elif head == "job":
+            if int(rest) not in dead:
+                found.append(f"key {name}: of no dead job")
+        elif head == "wait":
+            found.append(f"key {name}: nobody waits")
+        elif head not in ("bell", "outputs") and name not in LASTING:
+            found.append(f"key {name}: unknown")
+    for raw in await redis.keys(f"{PREFIX}outputs:*"):
+        for job in (await redis.hgetall(raw)).values():
+            if int(job) not in dead:
+                found.append(f"key {raw.decode()}: names job {int(job)}")
+    if await redis.keys(f"{PREFIX}live:*"):
+        found.append("key live:*: there is no running job")
+    return found
+
+
+async def files(stage: Stage) -> list[str]:
+    """Files of the store that belong to no job."""
+    own = stage.labs / ".tango"
+    found = [f"{p.relative_to(stage.labs)}" for name in ("tmp", "pins") for p in (own / name).iterdir()]
+    refs = set()
+    for job in await stage.witness.zrange(f"{PREFIX}dead", 0, -1):
+        refs.add((await stage.witness.hget(f"{PREFIX}job:{int(job)}", "output") or b"").decode())
+    found += [f"{p.relative_to(stage.labs)}" for p in (own / "outputs").iterdir() if p.name not in refs]
+    found += [f"no file {ref}" for ref in refs if ref and not (own / "outputs" / ref).exists()]
+    return found
+
+
+def machines(stage: Stage) -> list[str]:
+    """Sandboxes, containers, control groups and processes of jobs."""
+    found = [f"{p.relative_to(stage.state)}" for p in stage.state.glob("*/machines/*")]
+    if stage.engine is not None:
+        found += [f"container {name[:12]}" for name in stage.engine.containers()]
+    installs = [p.read_text().strip() for p in stage.state.glob("*/install")]
+    for path, folders, _ in os.walk("/sys/fs/cgroup"):
+        found += [f"{path}/{f}" for f in folders if any(f.startswith(f"tango-{i}-") for i in installs)]
+    return found + [f"process {pid}: {command}" for pid, command in _processes(stage)]
+
+
+def _processes(stage: Stage) -> list[tuple[int, str]]:
+    """Those of the jobs' own uid, and supervisors of machines in the stage's directory."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            ours = process.stat().st_uid == stage.uid or ("tango-sandbox" in command and str(stage.state) in command)
+        except OSError:
+            continue
+        if ours and command:
+            found.append((int(process.name), command[:100]))
+    return found
+
+
+async def all_of(stage: Stage) -> dict[str, list[str]]:
+    return {"keys": await keys(stage), "files": await files(stage), "machines": machines(stage)}
+
+
+def numbers(found: dict[str, list[str]]) -> Counter[str]:
+    return Counter({kind: len(strays) for kind, strays in found.items()})
