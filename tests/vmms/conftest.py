@@ -13,19 +13,19 @@ pytest.register_assert_rewrite("contracts.vmms", "contracts.machines")
 
 from contracts.machines import Backend  # noqa: E402
 from support.engine import Engine, PrivateEngine  # noqa: E402
-from support.fixtures_docker import IMAGE, docker_engine, private_engine  # noqa: E402, F401
+from support.fixtures_docker import IMAGE  # noqa: E402
 from tango_async.config import Docker, Settings  # noqa: E402
 from tango_async.vmms.docker import INSTALL, LocalDocker  # noqa: E402
 
 
 @pytest.fixture
-async def docker_backend(docker_engine: Engine, tmp_path: Path) -> AsyncIterator[Backend]:  # noqa: F811
+async def docker_backend(docker_engine: Engine, tmp_path: Path) -> AsyncIterator[Backend]:
     async with backend_on(docker_engine, tmp_path) as backend:
         yield backend
 
 
 @pytest.fixture
-async def private_backend(private_engine: PrivateEngine, tmp_path: Path) -> AsyncIterator[Backend]:  # noqa: F811
+async def private_backend(private_engine: PrivateEngine, tmp_path: Path) -> AsyncIterator[Backend]:
     """The same on an engine that may be stopped and killed."""
     if not private_engine.answers():
         private_engine.start()

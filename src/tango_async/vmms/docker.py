@@ -282,7 +282,8 @@ class LocalDocker:
 
     async def get_vms(self) -> list[Machine]:
         listed = await self._engine.containers(f"{INSTALL}={self._install}")
-        return [_machine(container["Names"][0].removeprefix("/"), container["Labels"]) for container in listed]
+        names = ((container["Names"] or [container["Id"]])[0].removeprefix("/") for container in listed)
+        return [_machine(name, container["Labels"]) for name, container in zip(names, listed, strict=True)]
 
     async def adopt(self, machine: Machine) -> None:
         live = self._live.pop(machine.id, None)

@@ -252,7 +252,10 @@ class Engine:
     async def _request(
         self, method: str, path: str, parameters: dict[str, Any], body: AsyncIterator[bytes] | None = None
     ) -> aiohttp.ClientResponse:
-        """A response whose body is still to come; the caller closes it."""
+        """A response whose body is still to come; the caller closes it.
+
+        By aiodocker's private call, since its public ones leave nobody a response to close.
+        """
         headers = {"Content-Type": "application/x-tar" if body else "application/json"}
         chunked = True if body else None
         return await self._docker._do_query(
@@ -270,7 +273,7 @@ class Attached:
         """Waits while the engine does not take more. Raises MachineLost when it takes none any more."""
         try:
             await self._stream.write_in(data)
-        except (aiohttp.ClientError, OSError, RuntimeError, AssertionError) as e:
+        except (aiohttp.ClientError, OSError, RuntimeError, AssertionError, AttributeError) as e:
             raise MachineLost("the machine takes no more input") from e
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
