@@ -1,0 +1,3 @@
+from stories.conftest import environment, sandbox, service
+
+__all__ = ["environment", "sandbox", "service"]
