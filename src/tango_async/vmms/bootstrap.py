@@ -41,7 +41,7 @@ REASONS = {
 
 SCRIPT = r"""
 nonce=$1 dir=$2
-mkdir -p "$dir" 2>/dev/null; cd "$dir" || exit 90
+cd "$dir" 2>/dev/null || { mkdir -p "$dir" && cd "$dir"; } 2>/dev/null || exit 90
 why=$(tar -xmf - 2>&1) || { echo "$why"; exit 91; }
 order=.tango-$nonce
 [ -f "$order" ] && read -r seen limit_s blocks processes <"$order" && [ "$seen" = "$nonce" ] || exit 92

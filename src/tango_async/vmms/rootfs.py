@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..model import MachineSpec
-from .bootstrap import HOME, PATH
+from .bootstrap import HOME, PATH, WORK_DIR
 
 HOST = "host"
 """In `[sandbox.images]`: the host's own system directories."""
@@ -112,6 +112,6 @@ def arguments(bwrap: str, seen: View, spec: MachineSpec, *, nested_users: bool) 
         "--proc", "/proc", "--dev", "/dev",
         "--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev",  # noqa: S108
         "--perms", "1777", "--size", size, "--tmpfs", "/tmp",  # noqa: S108
-        "--perms", "0755", "--size", size, "--tmpfs", HOME,
+        "--perms", "0755", "--size", size, "--tmpfs", HOME, "--perms", "0755", "--dir", WORK_DIR,
         "--remount-ro", "/", "--chdir", HOME,
     ]  # fmt: skip
