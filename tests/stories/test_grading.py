@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ from stories.conftest import EXAMPLES
 from support.service import Service
 
 ASSIGNMENTS = sorted(p.parent.name for p in EXAMPLES.glob("*/Makefile"))
+
+
+def gradable(vmms: str) -> list[str]:
+    """A sandbox has the host's compiler, and a bare host has none."""
+    if vmms == "localSandbox" and shutil.which("gcc") is None:
+        return [name for name in ASSIGNMENTS if not name.startswith("c-")]
+    return ASSIGNMENTS
 
 
 def files_of(assignment: str, submission: str) -> dict[str, bytes]:
@@ -40,7 +48,7 @@ async def grade(service: Service, assignment: str, submission: str, **fields: ob
 async def test_three_assignments_are_graded_by_two_processes(service: Service, vmms: str) -> None:
     await service.run("tango-http")
     await service.run("tango-dispatcher")
-    for assignment in ASSIGNMENTS:
+    for assignment in gradable(vmms):
         right, wrong = await asyncio.gather(grade(service, assignment, "right"), grade(service, assignment, "wrong"))
         assert "Success: Autodriver returned normally" in right
         assert score(right) == 100 > score(wrong) > 0
