@@ -195,6 +195,11 @@ class StoreContract:
         with pytest.raises(StoreError):
             await read(store, strays)
 
+    async def test_old_feedbacks_are_told_by_their_references(self, store: FileStore) -> None:
+        await store.put_output("1.1.success", FIRST)
+        assert await store.old_outputs(age_s=3600) == []
+        assert await store.old_outputs(age_s=-2) == ["1.1.success"]
+
     async def test_the_mark_only_rises(self, store: FileStore) -> None:
         assert await store.raise_mark(0) == 0
         assert await store.raise_mark(1000) == 1000

@@ -283,3 +283,18 @@ async def test_jobs_are_refused_near_the_memory_limit(settings: Settings, tmp_pa
         await full.close()
     finally:
         server.kill()
+
+
+async def test_a_feedback_is_unnamed_when_its_holder_was_lost_before_it_ended_the_job(queue: Queue) -> None:
+    job_id = await add(queue)
+    first = await claim(queue)
+    refs = [f"{job_id}.{first.seq}.success"]
+    assert await queue.unnamed(refs) == []  # it may still end with it
+    assert await queue.retry(first, "lost") is Answer.OK
+    assert await queue.unnamed(refs) == refs
+    second = await claim(queue)
+    named = f"{job_id}.{second.seq}.success"
+    await queue.end(second, Verdict.SUCCESS, "", named)
+    assert await queue.unnamed([*refs, named]) == refs
+    # Nothing is said of jobs that this server does not know.
+    assert await queue.unnamed(["999999.1.success", "no reference"]) == []

@@ -17,6 +17,9 @@ from ..queue.redis import Queue
 
 log = logging.getLogger(__name__)
 
+BATCH = 500
+"""Feedbacks that the queue is asked about at a time."""
+
 
 async def run(settings: Settings, queue: Queue, store: FileStore, instance: str, done: asyncio.Event) -> None:
     """Every `upkeep_s`, until told to stop."""
@@ -54,6 +57,12 @@ async def _forget(queue: Queue, store: FileStore) -> None:
 
 
 async def _sweep(settings: Settings, queue: Queue, store: FileStore) -> None:
-    removed = await store.sweep(await queue.live_pins(), settings.dispatcher.stray_age_s)
+    age_s = settings.dispatcher.stray_age_s
+    removed = await store.sweep(await queue.live_pins(), age_s)
+    outputs = await store.old_outputs(age_s)
+    for start in range(0, len(outputs), BATCH):
+        for ref in await queue.unnamed(outputs[start : start + BATCH]):
+            await store.drop_output(ref)
+            removed += 1
     if removed:
         log.info("%d files that nobody owned were removed", removed)

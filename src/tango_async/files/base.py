@@ -77,6 +77,9 @@ class FileStore(Protocol):
     async def sweep(self, live_pins: set[str], age_s: float) -> int:
         """Removes what no one owns and is older than `age_s`. Returns how many things it removed."""
 
+    async def old_outputs(self, age_s: float) -> list[str]:
+        """References of the feedbacks that are older than `age_s`; whose they are, the queue knows."""
+
     async def raise_mark(self, at_least: int) -> int:
         """Raises the high-water mark of job ids to `at_least`, never lowers it; returns the mark."""
 

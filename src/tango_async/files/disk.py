@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
 
@@ -47,6 +48,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def older(folder: Path, than: float) -> list[Path]:
+    """The files that were last written before that time."""
+    found = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < than:
+                found.append(path)
+    return found
 
 
 def remove(paths: Iterable[Path]) -> int:

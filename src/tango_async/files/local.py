@@ -38,7 +38,7 @@ from ..errors import BadName, NotFound, StoreError, TangoError
 from ..model import InputFile, PinnedFile
 from ..names import RESERVED_PREFIX, file_name
 from .base import Pin, StoredFile
-from .disk import BLOCK, Batches, Incoming, Md5s, link_or_copy, remove, store_error, sync_folder
+from .disk import BLOCK, Batches, Incoming, Md5s, link_or_copy, older, remove, store_error, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -299,12 +299,10 @@ class LocalStore:
 
     def _sweep(self, live_pins: set[str], before: float) -> int:
         old = [path for path in self._pins.iterdir() if self._is_stray(path.name, live_pins, before)]
-        for folder in (self._tmp, self._images):
-            for path in folder.iterdir():
-                with contextlib.suppress(FileNotFoundError):
-                    if path.stat().st_mtime < before:
-                        old.append(path)
-        return remove(old)
+        return remove([*old, *older(self._tmp, before), *older(self._images, before)])
+
+    async def old_outputs(self, age_s: float) -> list[str]:
+        return [path.name for path in await self._run(older, self._outputs, time.time() - age_s)]
 
     @staticmethod
     def _is_stray(name: str, live_pins: set[str], before: float) -> bool:

@@ -301,6 +301,10 @@ class Queue:
         """The pins of all live jobs."""
         return {pin.decode() for pin in await self._command("HKEYS", f"{self._prefix}pins")}
 
+    async def unnamed(self, refs: Sequence[str]) -> list[str]:
+        """Which of these stored feedbacks are nobody's: their holder was lost before it could end the job."""
+        return [ref.decode() for ref in await self._run("unnamed", *refs)] if refs else []
+
     async def pool_orders(self) -> dict[str, dict[str, Any]]:
         found = await self._command("HGETALL", f"{self._prefix}pools")
         return {image.decode(): records.unpack_plain(packed) for image, packed in found.items()}
