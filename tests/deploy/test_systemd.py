@@ -86,6 +86,22 @@ def test_a_stop_leaves_the_sandboxes_and_waits_as_long_as_the_dispatcher_may_tak
     assert int(unit["TimeoutStopSec"]) >= settings.dispatcher.grace_s + settings.dispatcher.finish_s + 30
 
 
+def test_a_stop_gives_the_controllers_up_so_that_a_start_finds_room_beside_running_jobs(tmp_path: Path) -> None:
+    """What the unit's ExecStopPost= writes; it runs in the group `.control` below the unit's own."""
+    command = directives("tango-dispatcher.service")["ExecStopPost"]
+    script = command.removeprefix("-/bin/sh -c '").removesuffix("'").replace("$$", "$").replace("%%", "%")
+    group = tmp_path / "system.slice" / "tango-dispatcher.service"
+    (group / ".control").mkdir(parents=True)
+    control = group / "cgroup.subtree_control"
+    control.write_text("cpu memory pids\n")
+    (tmp_path / "self").write_text("0::/system.slice/tango-dispatcher.service/.control\n")
+    # A file keeps what is written last, so each write goes to a log here.
+    script = script.replace("/proc/self/cgroup", f"{tmp_path}/self").replace("/sys/fs/cgroup", str(tmp_path))
+    script = script.replace(">cgroup.subtree_control", f">>{tmp_path}/written")
+    subprocess.run(["/bin/sh", "-c", script], check=True)
+    assert (tmp_path / "written").read_text().split() == ["-cpu", "-memory", "-pids"]
+
+
 def test_state_is_where_both_units_may_write_and_outside_a_private_tmp() -> None:
     settings = config.load(DEPLOY / "tango.toml", environ={})
     for name in ("tango-http@.service", "tango-dispatcher.service"):

@@ -215,6 +215,21 @@ async def test_a_machine_of_before_a_crash_or_reboot_is_lost_and_removed(
     await successor.close()
 
 
+async def test_a_successor_sets_the_limits_of_a_running_job_anew(backend: Backend) -> None:
+    """A systemd that starts the dispatcher's unit again may have taken them from its groups."""
+    if not any("pids" in h.controllers for h in cgroup.find()) or os.geteuid() != 0:
+        pytest.skip("no writable control group for processes")
+    async with backend.machine() as machine:
+        limits = [group / "pids.max" for group in groups() if (group / "pids.max").exists()]
+        before = [file.read_text() for file in limits]
+        for file in limits:
+            file.write_text("max")
+        successor = await backend.open()
+        await successor.adopt(machine)
+        assert [file.read_text() for file in limits] == before != []
+        await successor.close()
+
+
 async def test_directories_without_a_record_are_swept(backend: Backend) -> None:
     unfinished, emptied, young = (directory_of(backend, name) for name in (".new-old", "emptied", ".new-young"))
     for directory in (unfinished, emptied, young):

@@ -79,11 +79,27 @@ class Cgroups:
             group = h.base / name
             try:
                 group.mkdir()
-                for file, value in h.limits(spec):
-                    if file not in OPTIONAL or (group / file).exists():
-                        (group / file).write_text(value)
+                _limit(group, h, spec)
             except OSError as e:
                 raise VmmsError(f"control group {group}: {e.strerror}") from e
+
+    def limit_again(self, name: str, spec: MachineSpec) -> None:
+        """Sets the limits anew. A unit that is started again while jobs run has had to give up its
+        controllers, and the groups below have lost their limits with them (deploy/systemd).
+        """
+        for h in self._hierarchies:
+            group = h.base / name
+            try:
+                if group.exists():
+                    _limit(group, h, spec)
+            except OSError as e:
+                raise VmmsError(f"control group {group}: {e.strerror}") from e
+
+
+def _limit(group: Path, h: Hierarchy, spec: MachineSpec) -> None:
+    for file, value in h.limits(spec):
+        if file not in OPTIONAL or (group / file).exists():
+            (group / file).write_text(value)
 
 
 def find() -> list[Hierarchy]:

@@ -249,6 +249,7 @@ class LocalSandbox:
 
     async def adopt(self, machine: Machine) -> None:
         self._supervisor(machine)
+        self._cgroups.limit_again(f"{self._group}-{machine.id}", machine.spec)
 
     def _supervisor(self, machine: Machine) -> Supervisor:
         """The machine's supervisor, found again if this instance does not follow it yet."""
