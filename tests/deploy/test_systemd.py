@@ -279,3 +279,6 @@ async def test_jobs_run_without_privileges_on_a_read_only_system(
     await service.add("lab", ["Makefile"], "out.txt")
     feedback = await service.poll("lab", "out.txt")
     assert "\nran\n" in feedback and feedback.endswith("kept\n")
+    page = (await service.call("GET", "/metrics"))[2].decode()
+    assert re.search(r"^tango_dispatcher_up\{.*\} 1\.0$", page, re.MULTILINE)
+    assert re.search(r"^tango_dispatcher_rss_bytes\{.*\} [1-9]", page, re.MULTILINE)

@@ -195,6 +195,15 @@ async def test_metrics_name_no_key_course_file_or_job(api: Api, settings: Settin
         assert word not in page
 
 
+async def test_every_metric_of_ours_is_explained(api: Api) -> None:
+    await api.publish(IMAGE)
+    document = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    page = (await api.get("/metrics")).body.decode()
+    for family in text_string_to_metric_families(page):
+        if family.name.startswith("tango_") and family.name != "tango_build_info":
+            assert family.name.removeprefix("tango_dispatcher") in document, family.name
+
+
 async def test_two_servers_in_one_process_count_apart(api: Api, settings: Settings) -> None:
     async with serving(settings) as other:
         await api.get("/")
