@@ -176,8 +176,12 @@ class LocalSandbox:
         )  # fmt: skip
         making = self._machines / (_NEW + machine.id)
         making.mkdir(mode=0o700)
-        (making / "record").write_bytes(msgspec.json.encode(record))
-        return making.rename(self._machines / machine.id)
+        try:
+            (making / "record").write_bytes(msgspec.json.encode(record))
+            return making.rename(self._machines / machine.id)
+        except OSError:
+            shutil.rmtree(making, ignore_errors=True)
+            raise
 
     def _record(self, directory: Path) -> Record | None:
         record = _read(directory)
