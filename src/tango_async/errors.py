@@ -8,7 +8,9 @@
     ├── NotFound               a courselab, job or output that is not there
     ├── StoreError             the file store could not do it
     │   └── StoreFull          … because there is no space left
-    ├── QueueUnavailable       Redis cannot be reached
+    ├── QueueUnavailable       Redis cannot be reached, or not now
+    │   └── QueueOutOfMemory   … since its memory is full
+    ├── QueueBroken            Redis refuses a command: a defect, or rights that are missing
     ├── QueueFull              Redis has no room for another job
     ├── ClientError            a Tango server refused our call, or cannot be reached
     ├── Stale                  this holder's seq is no longer the job's: it may write nothing
@@ -60,6 +62,14 @@ class StoreFull(StoreError):
 
 class QueueUnavailable(TangoError):
     """Redis cannot be reached."""
+
+
+class QueueOutOfMemory(QueueUnavailable):
+    """Redis has no memory left; what it holds is safe, and asking again later is right."""
+
+
+class QueueBroken(TangoError):
+    """Redis refuses a command for good."""
 
 
 class QueueFull(TangoError):

@@ -298,3 +298,18 @@ async def test_a_feedback_is_unnamed_when_its_holder_was_lost_before_it_ended_th
     assert await queue.unnamed([*refs, named]) == refs
     # Nothing is said of jobs that this server does not know.
     assert await queue.unnamed(["999999.1.success", "no reference"]) == []
+
+
+async def test_a_server_emptied_under_a_living_connection_repeats_no_id(settings: Settings) -> None:
+    mark = 0
+
+    async def raise_mark(at_least: int) -> int:
+        nonlocal mark
+        mark = max(mark, at_least)
+        return mark
+
+    queue = Queue(settings, marks=raise_mark)
+    last = [await add(queue) for _ in range(3)][-1]
+    await queue._command("DEL", f"{settings.queue.prefix}ids")
+    assert await add(queue) > last
+    await queue.close()

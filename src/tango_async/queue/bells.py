@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
@@ -17,8 +18,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from ..config import Settings
+from ..errors import QueueUnavailable
 from . import keys
-from .connection import Edge, connect
+from .connection import Edge, options
 
 
 class Bells:
@@ -26,9 +28,10 @@ class Bells:
 
     def __init__(self, settings: Settings) -> None:
         self._prefix = settings.queue.prefix
-        options = {"socket_timeout": None, "retry": Retry(NoBackoff(), 0), "single_connection_client": True}
-        self._blocking: Redis = connect(settings.queue.url, **options)
-        self._commands: Redis = connect(settings.queue.url)
+        url = settings.queue.url
+        unbounded = {"socket_timeout": None, "retry": Retry(NoBackoff(), 0), "single_connection_client": True}
+        self._blocking: Redis = Redis.from_url(url, **(options(url) | unbounded))
+        self._commands: Redis = Redis.from_url(url, **options(url))
         self._client_id: int | None = None
         self._waiting: asyncio.Future[object] | None = None
 
@@ -40,11 +43,23 @@ class Bells:
             try:
                 return await asyncio.shield(self._waiting) is not None
             except asyncio.CancelledError:
-                await self.wake()
-                await asyncio.wait([self._waiting], timeout=2.0)
+                await self._give_up(self._waiting)
                 raise
             finally:
                 self._waiting = None
+
+    async def _give_up(self, waiting: asyncio.Future[object]) -> None:
+        """Ends the read by the server, or by cutting the connection if the server does not hear."""
+        with suppress(QueueUnavailable):
+            await self.wake()
+        await asyncio.wait([waiting], timeout=1.0)
+        if not waiting.done():
+            # It would hold the one connection for ever, and every later wait with it.
+            self._client_id = None
+            if self._blocking.connection is not None:
+                await self._blocking.connection.disconnect(nowait=True)
+            waiting.cancel()
+            await asyncio.wait([waiting], timeout=1.0)
 
     async def _connect(self) -> None:
         connection = self._blocking.connection
@@ -61,7 +76,7 @@ class Bells:
     async def wake(self) -> None:
         """Ends a wait at once; without one, nothing happens."""
         if self._waiting is not None and not self._waiting.done() and self._client_id is not None:
-            async with Edge(2.0):
+            async with Edge(1.0):
                 await _command(self._commands, "CLIENT", "UNBLOCK", self._client_id)
 
     async def close(self) -> None:

@@ -16,11 +16,11 @@ from importlib import resources
 from typing import Any, Protocol
 
 from redis import exceptions
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from ..errors import QueueFull, QueueUnavailable
+from ..errors import QueueBroken, QueueOutOfMemory, QueueUnavailable, StoreError
 
 
 class Marks(Protocol):
@@ -29,28 +29,29 @@ class Marks(Protocol):
     def __call__(self, at_least: int, /) -> Awaitable[int]: ...
 
 
-def connect(url: str, **options: Any) -> Redis:
-    """A redis-py client; its own defaults time out and repeat blocking reads."""
-    settings: dict[str, Any] = {
+def options(url: str) -> dict[str, Any]:
+    """Of every connection: redis-py's own defaults time out and repeat blocking reads."""
+    chosen: dict[str, Any] = {
         "protocol": 3,
         "socket_timeout": 5.0,
         "socket_connect_timeout": 5.0,
-        "socket_keepalive": None if url.startswith("unix") else True,
         "health_check_interval": 0,
         "decode_responses": False,
         "retry": Retry(ExponentialBackoff(cap=0.25, base=0.02), 3),
         "max_connections": 64,
     }
-    settings |= options
-    if settings["socket_keepalive"] is None:
-        del settings["socket_keepalive"]
-    return Redis.from_url(url, **settings)
+    return chosen if url.startswith("unix") else chosen | {"socket_keepalive": True}
+
+
+NEEDS_NO_ROOM = {"end", "retry", "extend", "reap", "delivered", "forget", "cancel"}
+"""Run also when the server is out of memory (Redis 7): they free what it holds, or end what uses it."""
 
 
 @cache
-def _script(name: str) -> tuple[str, str]:
+def _script(name: str, without_room: bool = False) -> tuple[str, str]:
     folder = resources.files(__package__) / "lua"
-    text = (folder / "_common.lua").read_text() + (folder / f"{name}.lua").read_text()
+    first = "#!lua flags=allow-oom\n" if without_room else ""
+    text = first + (folder / "_common.lua").read_text() + (folder / f"{name}.lua").read_text()
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -63,21 +64,27 @@ class Server:
         self._quiet_ms = quiet_ms
         self._marks = marks
         self._greeted = ""
-        self._redis = connect(url, redis_connect_func=self._on_connect)
+        self._knows_flags = False
+        # More requests than connections wait for one.
+        self._pool = BlockingConnectionPool.from_url(
+            url, timeout=timeout_s, redis_connect_func=self._on_connect, **options(url)
+        )
+        self._redis = Redis(connection_pool=self._pool)
 
     async def close(self) -> None:
         await self._redis.aclose()
+        await self._pool.disconnect()
 
     async def run(self, name: str, *args: Any) -> Any:
-        """Runs lua/<name>.lua. Raises QueueUnavailable, QueueFull."""
-        text, sha = _script(name)
+        """Runs lua/<name>.lua. Raises QueueUnavailable, QueueBroken."""
+        text, sha = _script(name, name in NEEDS_NO_ROOM and self._knows_flags)
         try:
             return await self.command("EVALSHA", sha, 1, self.prefix, *args)
         except exceptions.NoScriptError:
             return await self.command("EVAL", text, 1, self.prefix, *args)
 
     async def command(self, *words: Any) -> Any:
-        """One command; keys are given whole. Raises QueueUnavailable, QueueFull."""
+        """One command; keys are given whole. Raises QueueUnavailable, QueueBroken."""
         async with Edge(self._timeout_s):
             return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
 
@@ -92,19 +99,27 @@ class Server:
         return _parse_info(await self.command(_RAW_INFO, section))
 
     async def _on_connect(self, connection: Any) -> None:
-        await connection.on_connect()
+        try:
+            await connection.on_connect()
+            await self._greet(connection)
+        except BaseException:
+            # redis-py would keep the connection and use it as if it had been greeted.
+            await connection.disconnect(nowait=True)
+            raise
 
+    async def _greet(self, connection: Any) -> None:
         async def ask(*words: Any) -> Any:
             await connection.send_command(*words)
             return await connection.read_response()
 
-        run_id = _parse_info(await ask("INFO", "server"))["run_id"]
-        if run_id == self._greeted:
+        server = _parse_info(await ask("INFO", "server"))
+        if server["run_id"] == self._greeted:
             return
-        await ask("EVAL", _script("greet")[0], 1, self.prefix, run_id, self._quiet_ms)
+        self._knows_flags = int(server["redis_version"].split(".")[0]) >= 7
+        await ask("EVAL", _script("greet")[0], 1, self.prefix, server["run_id"], self._quiet_ms)
         if self._marks is not None:
             await ask("EVAL", _script("raise_ids")[0], 1, self.prefix, await self._marks(0))
-        self._greeted = run_id
+        self._greeted = server["run_id"]
 
 
 _RAW_INFO = "info"
@@ -116,6 +131,10 @@ def _parse_info(text: bytes | str | dict[str, Any]) -> dict[str, str]:
         return {name: str(value) for name, value in text.items()}
     plain = text.decode() if isinstance(text, bytes) else text
     return dict(re.findall(r"^(\w+):(.*?)\r?$", plain, re.MULTILINE))
+
+
+PASSING = ("LOADING", "BUSY", "READONLY", "MISCONF", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED", "NOAUTH", "WRONGPASS")
+"""Refusals that end by themselves or by an operator's hand, and are worth another try."""
 
 
 class Edge:
@@ -145,9 +164,13 @@ class Edge:
             case exceptions.NoScriptError() | None:
                 return
             case exceptions.OutOfMemoryError():
-                raise QueueFull("The job queue is full: Redis is out of memory") from error
+                raise QueueOutOfMemory("Redis is out of memory") from error
+            case exceptions.ResponseError() if not str(error).startswith(PASSING):
+                raise QueueBroken(f"Redis refuses what it is asked: {error}") from error
             case exceptions.RedisError() | OSError():
                 raise QueueUnavailable(f"Redis cannot be used: {error}") from error
+            case StoreError():
+                raise QueueUnavailable(f"the mark of job ids cannot be read: {error}") from error
 
 
 def _cancels() -> int:

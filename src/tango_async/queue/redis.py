@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from ..config import Settings
-from ..errors import QueueFull
+from ..errors import QueueFull, QueueOutOfMemory
 from ..feedback import short, verdict_text
 from ..model import Claim, DispatcherRecord, Due, JobRecord, JobSpec, Verdict
 from . import figures, keys, records
@@ -81,8 +81,7 @@ class Queue:
         """
         await self._require_room()
         settings = self._settings
-        job_id, new = await self._run(
-            "add",
+        arguments = [
             records.pack(spec),
             spec.image,
             spec.lab,
@@ -93,9 +92,17 @@ class Queue:
             spec.callback_url or "",
             int(settings.callbacks.min_age_s * 1000),
             int(settings.callbacks.unanswered_s * 1000),
-            "",
+            int(self._marks is not None),
             *spec.notes,
-        )
+        ]
+        try:
+            job_id, new = await self._run("add", *arguments)
+            if job_id == 0 and self._marks is not None:
+                # Emptied under a living connection: the greeting that would have noticed is long past.
+                await self._run("raise_ids", await self._marks(0))
+                job_id, new = await self._run("add", *arguments)
+        except QueueOutOfMemory as e:
+            raise QueueFull("The job queue is full: Redis is out of memory") from e
         await self._raise_mark(job_id)
         return Added(id=job_id, new=bool(new))
 
@@ -244,7 +251,7 @@ class Queue:
             int(settings.adopt_grace_s * 1000),
             settings.job_retries,
             self._quiet_ms,
-            int(settings.lease_s * 1000) + int(settings.upkeep_s * 3000),
+            int(max(settings.lease_s * 2 / 3, settings.upkeep_s * 2) * 1000),
             100,
             gave_up,
             short(verdict=gave_up, at_ms=now),

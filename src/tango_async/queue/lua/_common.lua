@@ -10,10 +10,11 @@ end
 
 local function int(n) return string.format('%.0f', n) end
 
--- One line of the trace: "<ms>|<text>\n". Bounded, so that no loop can grow a record for ever.
-local function trace(id, now, text)
+-- One line of the trace: "<ms>|<text>\n". Bounded, so that no loop can grow a record for ever; the
+-- last line of a life (`whatever`) is always written.
+local function trace(id, now, text, whatever)
   local old = redis.call('HGET', J(id), 'trace') or ''
-  if #old < 16384 then
+  if whatever or #old < 16384 then
     redis.call('HSET', J(id), 'trace', old .. int(now) .. '|' .. text .. '\n')
   end
 end
@@ -49,18 +50,19 @@ local function requeue(id, now, text)
   ring(K('bell:' .. f[1]))
 end
 
--- queued/assigned/running -> dead. Writes the outbox entry in the same step.
-local function bury(id, now, verdict, text, output, note)
-  local f = redis.call('HMGET', J(id), 'class', 'pin', 'cb', 'answered_ms', 'cb_min_ms', 'cb_wait_ms', 'added_ms', 'seq')
+-- queued/assigned/running -> dead. Writes the outbox entry in the same step. `seq` is that of the holder
+-- who ended it, or '0': only that holder may later hear DONE.
+local function bury(id, now, seq, verdict, text, output, note)
+  local f = redis.call('HMGET', J(id), 'class', 'pin', 'cb', 'answered_ms', 'cb_min_ms', 'cb_wait_ms', 'asked_ms')
   let_go(id)
   redis.call('ZREM', K('queued'), id)
   redis.call('ZREM', K('wait:' .. f[1]), id)
   redis.call('HDEL', K('pins'), f[2])
-  redis.call('HSET', J(id), 'state', 'dead', 'ended_ms', int(now), 'ended_seq', f[8] or '0',
+  redis.call('HSET', J(id), 'state', 'dead', 'ended_ms', int(now), 'ended_seq', seq,
     'verdict', verdict, 'output', output, 'note', note)
   redis.call('ZADD', K('dead'), int(now), id)
   count('ended_' .. verdict)
-  trace(id, now, text)
+  trace(id, now, text, true)
   if f[3] and f[3] ~= '' then
     local due = now
     if f[4] and f[4] ~= '0' then

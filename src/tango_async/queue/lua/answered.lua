@@ -6,9 +6,7 @@ for _, id in ipairs(ARGV) do
   local f = redis.call('HMGET', J(id), 'cb', 'cb_min_ms', 'cb_tries')
   if f[1] and f[1] ~= '' then
     redis.call('HSET', J(id), 'answered_ms', int(now))
-    if f[3] == '0' and redis.call('ZSCORE', K('outbox'), id) then
-      redis.call('ZADD', K('outbox'), int(now + f[2]), id)
-    end
+    if f[3] == '0' then redis.call('ZADD', K('outbox'), 'XX', int(now + f[2]), id) end
   end
 end
 return 'OK'

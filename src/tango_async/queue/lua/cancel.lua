@@ -6,7 +6,7 @@ local f = redis.call('HMGET', J(id), 'state', 'holder')
 if not f[1] then return 'not_found' end
 if f[1] == 'dead' then return 'completed' end
 if f[1] == 'queued' then
-  bury(id, now, 'cancelled', ARGV[2], '', ARGV[3])
+  bury(id, now, '0', 'cancelled', ARGV[2], '', ARGV[3])
   return 'cancelled'
 end
 redis.call('HSET', J(id), 'intent', 'cancel')

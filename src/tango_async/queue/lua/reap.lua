@@ -25,10 +25,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', K('held'), '-inf', int(now), 'LI
   elseif j[1] == 'assigned' or over > ARGV[1] + 0 then
     count('leases_lost')
     if j[2] == 'cancel' then
-      bury(id, now, 'cancelled', ARGV[8], '', ARGV[9])
+      bury(id, now, '0', 'cancelled', ARGV[8], '', ARGV[9])
       done[#done + 1] = {tonumber(id), 'dead'}
     elseif tonumber(j[3]) >= tonumber(ARGV[2]) then
-      bury(id, now, 'gave_up', ARGV[6], '', ARGV[7])
+      bury(id, now, '0', 'gave_up', ARGV[6], '', ARGV[7])
       done[#done + 1] = {tonumber(id), 'dead'}
     else
       redis.call('HINCRBY', J(id), 'retries', 1)
