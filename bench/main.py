@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed and memory of the service beside their floors, measured in turn in one run.
 
-    bench/main.py [NAME …]     latency-sandbox latency-docker transfer add-job list; all without a name
+    bench/main.py [NAME …]     latency-sandbox latency-docker transfer add-job list guarantees; all without a name
 
 Prints a table and writes it as JSON to .cache/bench.json. A figure without its floor says little: the
 machine is shared, so read the ratio.
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
 
 from figures import Figure, table  # noqa: E402
+from guarantees import guarantees  # noqa: E402
 from measures import add_job, latency_docker, latency_sandbox, listing, transfer  # noqa: E402
 
 MEASURES: dict[str, Callable[[Path], Awaitable[list[Figure]]]] = {
@@ -28,6 +29,7 @@ MEASURES: dict[str, Callable[[Path], Awaitable[list[Figure]]]] = {
     "transfer": transfer,
     "add-job": add_job,
     "list": listing,
+    "guarantees": guarantees,
 }
 
 

@@ -7,6 +7,7 @@
     ├── Rejected               addJob: one line per reason, as Tango's list of trace lines
     ├── NotFound               a courselab, job or output that is not there
     ├── StoreError             the file store could not do it
+    │   ├── InputChanged       … since a pinned input is not what was pinned
     │   └── StoreFull          … because there is no space left
     ├── QueueUnavailable       Redis cannot be reached, or not now
     │   └── QueueOutOfMemory   … since its memory is full
@@ -54,6 +55,10 @@ class NotFound(TangoError):
 
 class StoreError(TangoError):
     """The file store failed."""
+
+
+class InputChanged(StoreError):
+    """A pinned input is gone, or not what it was when the job was added."""
 
 
 class StoreFull(StoreError):

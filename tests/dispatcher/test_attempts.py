@@ -79,6 +79,7 @@ async def test_a_defect_of_ours_ends_the_job_and_prints_no_exception(bench: Benc
 
 
 async def test_a_machine_that_cannot_be_made_is_tried_again(bench: Bench) -> None:
+    bench.change(machine_wait_s=0.5)
     bench.engine.refuse_creation = [VmmsError("no room"), VmmsError("no room")]
     await bench.start()
     job, _ = await bench.grade("exit 0")

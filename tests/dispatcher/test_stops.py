@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import pytest
+
 from dispatcher.conftest import Bench
+from tango_async.errors import StoreFull
 from tango_async.model import JobState, Verdict
 
 
@@ -89,3 +92,73 @@ async def test_an_ordered_image_is_loaded_and_the_verdict_told(bench: Bench) -> 
 
 async def body(content: bytes) -> AsyncIterator[bytes]:
     yield content
+
+
+async def test_a_machine_that_takes_long_to_make_is_no_stray(bench: Bench) -> None:
+    bench.engine.slow_s = 1.0
+    await bench.start()
+    job, _ = await bench.grade("exit 0")
+    assert (job.verdict, job.attempts) == (Verdict.SUCCESS, 1)
+
+
+async def test_prepared_machines_that_their_engine_lost_cost_a_job_nothing(bench: Bench) -> None:
+    bench.change(lease_s=0.6)
+    await bench.start()
+    await bench.queue.want_pool("autograding_image", 3, None, None, None)
+    await bench.until_true(lambda: len(bench.engine.machines) == 3)
+    bench.engine.machines.clear()
+    job, _ = await bench.grade("exit 0", network=False)
+    assert (job.verdict, job.attempts) == (Verdict.SUCCESS, 1)
+    await bench.queue.want_pool("autograding_image", 0, None, None, None)
+    await bench.until_true(lambda: not bench.engine.machines)
+
+
+async def test_a_job_that_ended_while_nobody_looked_is_not_late(bench: Bench) -> None:
+    bench.change(grace_s=0.1)
+    await bench.start()
+    job_id = await bench.add("say one\nsleep 0.5\nexit 0", timeout_s=1)
+    await bench.until_true(lambda: bench.engine.starts == 1)
+    await bench.finish()
+    await asyncio.sleep(1.5)
+    bench.change(grace_s=5.0)
+    await bench.start()
+    job = await bench.until(job_id)
+    assert (job.verdict, bench.engine.starts) == (Verdict.SUCCESS, 1)
+
+
+async def test_a_cancel_while_the_disk_is_full_ends_the_job_when_there_is_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, full = bench.store.put_output, True
+
+    async def put_output(ref: str, body: bytes) -> None:
+        if full:
+            raise StoreFull("no space left")
+        await put(ref, body)
+
+    monkeypatch.setattr(bench.store, "put_output", put_output)
+    await bench.start()
+    job_id = await bench.add("exit 0")
+    await bench.until_true(lambda: bench.engine.starts == 1)
+    await asyncio.sleep(0.3)
+    await bench.queue.cancel(job_id)
+    await asyncio.sleep(1.5)
+    await bench.until(job_id, JobState.RUNNING)
+    full = False
+    assert (await bench.until(job_id)).verdict is Verdict.CANCELLED
+
+
+async def test_redis_out_of_memory_for_a_while_loses_nothing(bench: Bench) -> None:
+    bench.change(lease_s=1.5)
+    await bench.start()
+    job_id = await bench.add("sleep 1\nexit 0")
+    await bench.until(job_id, JobState.RUNNING)
+    await bench.queue._command("CONFIG", "SET", "maxmemory", 1)
+    try:
+        await asyncio.sleep(2.5)
+        assert bench.running is not None
+        assert not bench.running.done()
+    finally:
+        await bench.queue._command("CONFIG", "SET", "maxmemory", 0)
+    job = await bench.until(job_id)
+    assert (job.verdict, job.attempts, bench.engine.starts) == (Verdict.SUCCESS, 1, 1)

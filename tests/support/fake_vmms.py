@@ -75,6 +75,7 @@ class FakeEngine:
         self.images = [IMAGE]
         self.up = True
         self.loads = False
+        self.slow_s = 0.0
         self.made = 0
         self.starts = 0
         self.refuse_creation: list[Exception] = []
@@ -114,6 +115,7 @@ class FakeVmms:
             raise ImageNotFound(spec.image)
         machine = Machine(id=uuid4().hex, spec=spec, nonce=uuid4().hex, owner=owner)
         self.engine.machines[machine.id] = FakeMachine(machine)
+        await asyncio.sleep(self.engine.slow_s)
         self.engine.made += 1
         if self.engine.refuse_creation:
             raise self.engine.refuse_creation.pop(0)
@@ -121,6 +123,8 @@ class FakeVmms:
 
     async def wait_vm(self, machine: Machine) -> None:
         self._check()
+        if machine.id not in self.engine.machines:
+            raise MachineLost("no such machine")
 
     async def copy_in(self, machine: Machine, files: Sequence[InputFile], limits: Limits) -> None:
         self._check()

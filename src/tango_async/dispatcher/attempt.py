@@ -33,6 +33,7 @@ from ..model import Claim, Machine, MachineSpec, Verdict
 from ..queue.redis import Answer, Queue
 from ..vmms.base import Vmms
 from .holds import Cancelled, Hold
+from .images import Images
 from .pool import Lent, Pool
 from .run import LiveOutput, Result, Run
 
@@ -59,10 +60,10 @@ class Bench:
     store: FileStore
     vmms: Vmms
     pool: Pool
+    images: Images
+    """Knows whether the engine is well; nothing is claimed until it is."""
     later: Callable[[Coroutine[Any, Any, None]], None]
     """Does work that no result waits for."""
-    unhealthy: Callable[[VmmsUnavailable], None]
-    """Stops claiming until the engine answers again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,15 @@ class Fault:
     charged: bool = True
 
 
-def fault_of(error: Exception) -> Fault:
+MOST_FREE = 20
+"""Attempts after which also a fault of the engine is charged, so that no job goes round for ever."""
+
+
+def fault_of(error: Exception, *, engine_well: bool) -> Fault:
     """What the queue is told of an error."""
     match error:
+        case TimeoutError() if not engine_well:
+            return Fault("The grading host's engine does not answer.", "waitvm_timeouts", charged=False)
         case VmmsUnavailable():
             return Fault("The grading host's engine does not answer.", "runjob_errors", charged=False)
         case ImageNotFound():
@@ -89,6 +96,8 @@ def fault_of(error: Exception) -> Fault:
             return Fault("The machine was lost.", "runjob_errors", Verdict.OS_ERROR)
         case VmmsError():
             return Fault("The machine failed.", "runjob_errors", Verdict.OS_ERROR)
+        case StoreError():
+            return Fault("The job's files could not be read.", "copyin_errors", Verdict.COPY_IN_FAILED)
         case TimeoutError():
             return Fault("No machine was ready in time.", "waitvm_timeouts")
         case _:
@@ -125,7 +134,7 @@ class Attempt:
             self._lent = lent
             self._hold.check(await self._patiently(lambda: bench.queue.start(self._claim, lent.machine.id)))
             run = self._run_on(lent)
-            result = await run.send(bench.store.inputs(spec.pin, spec.files), bench.settings.dispatcher.copy_in_s)
+            result = await run.send(bench.store.inputs(spec.pin, spec.files))
             lent.started = True
             await self._end(result or await run.follow())
 
@@ -134,14 +143,15 @@ class Attempt:
             self._lent = lent
             lent.started = True
             await self._bench.vmms.adopt(machine)
-            await self._end(await self._run_on(lent).follow(since_start_s))
+            await self._end(await self._run_on(lent).follow_again(since_start_s))
 
     def _run_on(self, lent: Lent) -> Run:
         async def publish(offset: int, data: bytes) -> int:
             return await self._bench.queue.show(self._claim, offset, data)
 
         live = LiveOutput(publish, self._bench.settings.limits.live_output_bytes)
-        return Run(self._bench.vmms, lent.machine, self._claim.spec.limits, self._hold, live)
+        times = self._bench.settings.dispatcher
+        return Run(self._bench.vmms, lent.machine, self._claim.spec.limits, self._hold, live, times)
 
     async def _settle(self, work: Coroutine[Any, Any, None]) -> None:
         """Does the work; whatever goes wrong in it, the job goes on to one of its states."""
@@ -159,16 +169,17 @@ class Attempt:
             raise
         except Exception as error:
             if isinstance(error, VmmsUnavailable):
-                self._bench.unhealthy(error)
+                self._bench.images.lost(error)
             if isinstance(error, VmmsError | TimeoutError):
                 log.warning("job %d: attempt %d: %s", claim.id, claim.attempt, error or "no machine in time")
             else:
                 log.exception("job %d: attempt %d", claim.id, claim.attempt)
-            await self._retry(fault_of(error))
+            await self._retry(fault_of(error, engine_well=self._bench.images.healthy))
 
     async def _retry(self, fault: Fault) -> None:
+        charged = fault.charged or self._claim.attempt > MOST_FREE
         answer = await self._patiently(
-            lambda: self._bench.queue.retry(self._claim, fault.reason, charged=fault.charged, counter=fault.counter)
+            lambda: self._bench.queue.retry(self._claim, fault.reason, charged=charged, counter=fault.counter)
         )
         if answer is Answer.SPENT:
             await self._end(Result(fault.verdict, CappedOutput(0)), fault.reason)
@@ -194,6 +205,7 @@ class Attempt:
             )
         )
         if answer is Answer.CANCEL:
+            bench.later(bench.store.drop_output(ref))
             await self._end(Result(Verdict.CANCELLED, result.output, result.exit))
         elif answer is Answer.STALE:
             bench.later(bench.store.drop_output(ref))
@@ -203,7 +215,9 @@ class Attempt:
 
     async def _tidy(self, ref: str) -> None:
         spec = self._claim.spec
-        await self._bench.store.show_output(ref, spec.lab, spec.output_name)
+        newest = await self._bench.queue.job_of_output(spec.lab, spec.output_name)
+        if newest is not None and newest.id == self._claim.id:
+            await self._bench.store.show_output(ref, spec.lab, spec.output_name)
         await self._bench.store.unpin(spec.pin)
 
     async def _store(self, ref: str, body: bytes) -> None:
@@ -213,7 +227,8 @@ class Attempt:
                     return await self._bench.store.put_output(ref, body)
             except (StoreError, TimeoutError) as e:
                 log.error("job %d: its output cannot be stored, trying again: %s", self._claim.id, e or "too slow")
-                self._hold.check_told()
+                if self._hold.stale:
+                    raise Stale from e
                 await asyncio.sleep(PAUSE_S)
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:

@@ -20,7 +20,7 @@ import aiohttp
 from yarl import URL
 
 from ..config import Settings
-from ..errors import NotFound, QueueUnavailable, StoreError
+from ..errors import QueueUnavailable
 from ..files.base import FileStore
 from ..model import Due
 from ..queue.redis import Queue
@@ -77,7 +77,8 @@ class Callbacks:
     async def _deliver(self, session: aiohttp.ClientSession, due: Due) -> None:
         try:
             said = await self._post(session, due, await self._body(due))
-        except (Refused, NotFound, StoreError, aiohttp.ClientError, TimeoutError, ValueError, OSError) as e:
+        except Exception as e:
+            # Whatever it was, it counts as a try and comes to the horizon in the end.
             await self._put_off(due, str(e) or type(e).__name__)
         else:
             with suppress(QueueUnavailable):

@@ -1,7 +1,8 @@
 """The dispatcher of one grading host: a handful of loops around the queue.
 
 - claim: as long as a slot is free and the engine is well, asks for a job and starts its attempt;
-- beat: extends what is held, publishes what this host has, hears cancels and orders;
+- extend: keeps the leases of what is held, and hears cancels; waits for nothing else;
+- beat: asks the engine how it is, publishes what this host has, takes orders;
 - tend: keeps prepared machines;
 - upkeep and callbacks: work that any dispatcher may do for all.
 
@@ -22,7 +23,7 @@ from uuid import uuid4
 
 from .. import __version__
 from ..config import Settings
-from ..errors import QueueUnavailable, VmmsError
+from ..errors import QueueUnavailable
 from ..files.base import FileStore
 from ..model import DispatcherRecord, MachineSpec
 from ..queue.bells import Bells
@@ -35,6 +36,7 @@ from .callbacks import Callbacks
 from .holds import Hold, Holds
 from .images import Images
 from .pool import Pool
+from .strays import Strays
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class Dispatcher:
         self._holds = Holds(queue)
         self._pool = Pool(vmms, self._instance, wait_s=settings.dispatcher.machine_wait_s)
         self._images = Images(queue, store, vmms, install)
+        waits = settings.dispatcher
+        self._strays = Strays(vmms, self._pool, period_s=waits.upkeep_s, wait_s=waits.machine_wait_s)
         self._free = asyncio.Semaphore(settings.dispatcher.slots)
         self._attempts: set[asyncio.Task[None]] = set()
         self._ended = 0
@@ -66,7 +70,8 @@ class Dispatcher:
         self._later: set[asyncio.Task[None]] = set()
         self._claims = Bells(settings)
         self._control = Bells(settings)
-        self._bench = Bench(settings, queue, store, vmms, self._pool, self._do_later, self._images.lost)
+        self._rung = asyncio.Event()
+        self._bench = Bench(settings, queue, store, vmms, self._pool, self._images, self._do_later)
 
     async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
         """Works until `stop` is set. Raises VmmsUnavailable if the engine is not there at the start."""
@@ -77,18 +82,19 @@ class Dispatcher:
         vitals = asyncio.create_task(self._vitals.watch())
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._extend_until(done))
                 group.create_task(self._beat_until(done))
                 group.create_task(self._pool.tend(done))
                 group.create_task(Callbacks(self._settings, self._queue, self._store).run(done))
                 group.create_task(upkeep.run(self._settings, self._queue, self._store, self._instance, done))
-                group.create_task(self._remove_strays_until(done))
+                group.create_task(self._strays.run(done))
                 ready(f"vmms {self._vmms.name}, {self._settings.dispatcher.slots} slots")
                 await self._claim_until(stop)
                 await self._finish()
                 done.set()
-                await self._control.wake()
         finally:
             vitals.cancel()
+            await self._give_up_attempts()
             await self._pool.close()
             if self._later:
                 await asyncio.wait(self._later, timeout=5.0)
@@ -99,7 +105,7 @@ class Dispatcher:
     # -- claiming --------------------------------------------------------------------------------
 
     async def _claim_until(self, stop: asyncio.Event) -> None:
-        waker = asyncio.create_task(self._wake_on(stop))
+        waker = asyncio.create_task(_wake_on(stop, self._claims))
         request = uuid4().hex
         try:
             while not stop.is_set():
@@ -158,20 +164,16 @@ class Dispatcher:
             log.warning("the queue's bells cannot be heard: %s", e)
             await _either(asyncio.sleep(PAUSE_S), stop)
 
-    async def _wake_on(self, stop: asyncio.Event) -> None:
-        await stop.wait()
-        while True:
-            # Until the loop has ended: it may be about to listen when it is woken.
-            with suppress(QueueUnavailable):
-                await self._claims.wake()
-            await asyncio.sleep(0.05)
-
     async def _finish(self) -> None:
         """Lets running jobs end within the grace; then hands over or gives back the others."""
         grace_s = self._settings.dispatcher.grace_s
         if self._attempts:
             log.info("stopping: %d jobs may finish within %.0f s", len(self._attempts), grace_s)
             await asyncio.wait(self._attempts, timeout=grace_s)
+        await self._give_up_attempts()
+
+    async def _give_up_attempts(self) -> None:
+        """Also when a loop has failed: a machine is handed over only while its back-end is still open."""
         left = list(self._attempts)
         for task in left:
             task.cancel()
@@ -180,18 +182,36 @@ class Dispatcher:
 
     # -- beating ---------------------------------------------------------------------------------
 
+    async def _extend_until(self, done: asyncio.Event) -> None:
+        waker = asyncio.create_task(_wake_on(done, self._control))
+        try:
+            while not done.is_set():
+                try:
+                    await self._holds.extend()
+                    if await self._control.wait_control(self._instance, self._period_s):
+                        self._rung.set()
+                except QueueUnavailable as e:
+                    log.warning("leases cannot be extended: %s", e)
+                    await _either(asyncio.sleep(PAUSE_S), done)
+        finally:
+            waker.cancel()
+
     async def _beat_until(self, done: asyncio.Event) -> None:
-        period_s = self._settings.dispatcher.lease_s / 3
         while not done.is_set():
+            self._rung.clear()
+            await self._images.look()
             try:
-                await self._holds.extend()
-                await self._images.look()
                 await self._queue.beat(self._record())
                 await self._take_orders()
-                await self._control.wait_control(self._instance, period_s)
             except QueueUnavailable as e:
                 log.warning("no beat: %s", e)
-                await _either(asyncio.sleep(PAUSE_S), done)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._period_s):
+                    await _either(self._rung.wait(), done)
+
+    @property
+    def _period_s(self) -> float:
+        return self._settings.dispatcher.lease_s / 3
 
     async def _take_orders(self) -> None:
         sizes: dict[MachineSpec, int] = {}
@@ -233,7 +253,7 @@ class Dispatcher:
             rss_bytes=rss_bytes(),
         )
 
-    # -- machines of an earlier life, and strays ---------------------------------------------------
+    # -- machines of an earlier life ---------------------------------------------------------------
 
     async def _adopt_or_remove(self) -> None:
         """Follows the jobs that an earlier dispatcher in this place left running; removes the rest."""
@@ -250,22 +270,6 @@ class Dispatcher:
             if then is not _nothing:
                 await self._free.acquire()
             self._spawn(hold, Attempt(self._bench, hold).adopt(machine, since_start_s), then)
-
-    async def _remove_strays_until(self, done: asyncio.Event) -> None:
-        """Removes machines in this place that the pool does not know: a creating call that failed left them."""
-        suspects: set[str] = set()
-        while not done.is_set():
-            await _either(asyncio.sleep(self._settings.dispatcher.upkeep_s), done)
-            try:
-                async with asyncio.timeout(self._settings.dispatcher.machine_wait_s):
-                    found = {m.id: m for m in await self._vmms.get_vms() if not self._pool.owns(m.id)}
-            except (VmmsError, TimeoutError):
-                continue
-            # Seen twice, so that a machine just being made is not taken for a stray.
-            for machine_id in suspects & found.keys():
-                log.warning("machine %s belongs to no job and is removed", machine_id)
-                self._pool.discard(found[machine_id])
-            suspects = set(found)
 
     def _do_later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -285,6 +289,15 @@ def _nothing() -> None:
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("%s: %s", task.get_name(), error, exc_info=error)
+
+
+async def _wake_on(event: asyncio.Event, bells: Bells) -> None:
+    """Again and again, until cancelled: the listener may be about to listen when it is woken."""
+    await event.wait()
+    while True:
+        with suppress(QueueUnavailable):
+            await bells.wake()
+        await asyncio.sleep(0.05)
 
 
 async def _either(wait: Coroutine[Any, Any, Any], stop: asyncio.Event) -> None:

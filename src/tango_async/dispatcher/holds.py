@@ -40,6 +40,10 @@ class Hold:
         """Raises Stale or Cancelled if the queue has said so."""
         self.check(self._answer)
 
+    @property
+    def stale(self) -> bool:
+        return self._answer is Answer.STALE
+
     @staticmethod
     def check(answer: Answer) -> None:
         """Raises Stale or Cancelled for those answers."""
@@ -60,6 +64,9 @@ class Holds:
         return len(self._held)
 
     def add(self, claim: Claim) -> Hold:
+        if (lost := self._held.get(claim.id)) is not None:
+            # Claimed again by the one that lost it: the earlier hold is over, and would never hear so.
+            lost.tell(Answer.STALE)
         hold = self._held[claim.id] = Hold(claim)
         return hold
 

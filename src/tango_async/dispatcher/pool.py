@@ -77,9 +77,8 @@ class Pool:
             lent.kept = lent.started and self._vmms.capabilities.adopt
             raise
         finally:
-            if lent.kept:
-                self._leave(machine)
-            else:
+            # One that was kept stays known to this process, so that it is not taken for a stray.
+            if not lent.kept:
                 self.discard(machine)
 
     def want(self, sizes: dict[MachineSpec, int]) -> None:
@@ -140,11 +139,27 @@ class Pool:
 
     async def _take(self, spec: MachineSpec) -> Machine:
         idle = self._idle[spec]
-        if idle:
+        while idle:
             machine = idle.popleft()
             asyncio.get_running_loop().call_later(REPLACE_AFTER_S, self._refill.set)
-            return machine
+            if await self._lives(machine):
+                return machine
         return await self._make(spec)
+
+    async def _lives(self, machine: Machine) -> bool:
+        """An engine that was restarted meanwhile has taken its idle machines with it."""
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._vmms.wait_vm(machine)
+        except (VmmsError, TimeoutError) as e:
+            log.warning("prepared machine %s is of no use any more: %s", machine.id, e or "too slow")
+        except BaseException:
+            self.discard(machine)
+            raise
+        else:
+            return True
+        self.discard(machine)
+        return False
 
     async def _make(self, spec: MachineSpec) -> Machine:
         async with asyncio.timeout(self._wait_s):

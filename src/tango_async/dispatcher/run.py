@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ..errors import QueueUnavailable, StoreError
+from ..config import Dispatcher
+from ..errors import InputChanged, MachineLost, QueueUnavailable
 from ..feedback import CappedOutput
 from ..model import Exit, InputFile, Limits, Machine, Verdict
 from ..vmms.base import Vmms
@@ -38,30 +39,47 @@ class _TooLong(Exception):
 class Run:
     """A program on a machine."""
 
-    def __init__(self, vmms: Vmms, machine: Machine, limits: Limits, hold: Hold, live: LiveOutput) -> None:
+    def __init__(
+        self, vmms: Vmms, machine: Machine, limits: Limits, hold: Hold, live: LiveOutput, times: Dispatcher
+    ) -> None:
         self._vmms = vmms
         self._machine = machine
         self._limits = limits
         self._hold = hold
         self._live = live
+        self._times = times
         self._output = CappedOutput(limits.output_bytes)
+        self._ended = False
 
-    async def send(self, files: list[InputFile], within_s: float) -> Result | None:
+    async def send(self, files: list[InputFile]) -> Result | None:
         """Sends the files, and the program starts. A Result only if the inputs themselves are at fault."""
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(self._times.copy_in_s):
                 await self._vmms.copy_in(self._machine, files, self._limits)
-        except StoreError:
+        except InputChanged:
             return Result(Verdict.COPY_IN_FAILED, self._output)
         return None
 
-    async def follow(self, since_start_s: float = 0.0) -> Result:
+    async def follow(self) -> Result:
         """Follows the program to its end, its deadline, or the queue's word. Raises VmmsError, Stale."""
-        left_s = max(self._limits.timeout_s - since_start_s, 0.0) + OVERTIME_S
+        return await self._follow(self._limits.timeout_s + OVERTIME_S)
+
+    async def follow_again(self, since_start_s: float) -> Result:
+        """The same for a program that another dispatcher started so long ago.
+
+        Its machine ends it in time. What is left here is for a machine whose timer the job has
+        stopped, and generous: the files may have taken a part of the time since the start.
+        """
+        left_s = max(self._limits.timeout_s - since_start_s, 0.0)
+        return await self._follow(left_s + self._times.copy_in_s + OVERTIME_S)
+
+    async def _follow(self, left_s: float) -> Result:
         try:
-            async with asyncio.timeout(left_s):
-                ended = await self._watch()
+            async with asyncio.timeout(left_s) as deadline:
+                ended = await self._watch(deadline)
         except TimeoutError:
+            if self._ended:
+                raise MachineLost("the rest of its output cannot be read") from None
             return Result(Verdict.TIMEOUT, self._output)
         except _TooLong:
             return Result(Verdict.OUTPUT_TOO_LONG, self._output)
@@ -70,13 +88,16 @@ class Run:
         verdict = Verdict.TIMEOUT if ended.timed_out else Verdict.SUCCESS
         return Result(verdict, self._output, ended)
 
-    async def _watch(self) -> Exit:
+    async def _watch(self, deadline: asyncio.Timeout) -> Exit:
         try:
             async with asyncio.TaskGroup() as group:
                 told = group.create_task(self._hold.until_told())
                 shown = group.create_task(self._live.show_while_growing())
                 reading = group.create_task(self._read())
                 ended = await self._vmms.run_job(self._machine)
+                # From here on it is our time, and not the program's.
+                self._ended = True
+                deadline.reschedule(asyncio.get_running_loop().time() + self._times.finish_s)
                 await reading
                 told.cancel()
                 shown.cancel()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from ..config import Settings
@@ -22,17 +22,31 @@ BATCH = 500
 
 
 async def run(settings: Settings, queue: Queue, store: FileStore, instance: str, done: asyncio.Event) -> None:
-    """Every `upkeep_s`, until told to stop."""
+    """Until told to stop: leases every `upkeep_s`, and beside them history and files, which take their time."""
     period_s = settings.dispatcher.upkeep_s
-    files_at = time.monotonic()
+
+    async def leases() -> None:
+        if await queue.lead_upkeep(instance, period_s * 2):
+            await _reap(queue)
+
+    async def history() -> None:
+        if await queue.lead_upkeep(instance, period_s * 2):
+            await _forget(queue, store)
+
+    async def files() -> None:
+        if await queue.lead_upkeep(instance, period_s * 2):
+            await _sweep(settings, queue, store)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_every(period_s, leases, done))
+        group.create_task(_every(period_s, history, done))
+        group.create_task(_every(settings.dispatcher.file_upkeep_s, files, done))
+
+
+async def _every(period_s: float, work: Callable[[], Awaitable[None]], done: asyncio.Event) -> None:
     while not done.is_set():
         try:
-            if await queue.lead_upkeep(instance, period_s * 2):
-                await _reap(queue)
-                await _forget(queue, store)
-                if time.monotonic() >= files_at:
-                    files_at = time.monotonic() + settings.dispatcher.file_upkeep_s
-                    await _sweep(settings, queue, store)
+            await work()
         except QueueUnavailable as e:
             log.warning("no upkeep: %s", e)
         except StoreError as e:

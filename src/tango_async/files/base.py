@@ -54,7 +54,7 @@ class FileStore(Protocol):
         """Lets a pin go; one that is gone already is no error."""
 
     def inputs(self, pin: str, files: Sequence[PinnedFile]) -> list[InputFile]:
-        """The pinned files, to be streamed into a machine. Their chunks raise StoreError."""
+        """The pinned files, to be streamed into a machine. Their chunks raise InputChanged, StoreError."""
 
     async def put_output(self, ref: str, body: bytes) -> None:
         """Stores a finished feedback under `ref` for good; the same again is no error."""

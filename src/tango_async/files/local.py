@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, ParamSpec, TypeVar
 
 from ..config import Store
-from ..errors import BadName, NotFound, StoreError, TangoError
+from ..errors import BadName, InputChanged, NotFound, StoreError, TangoError
 from ..model import InputFile, PinnedFile
 from ..names import RESERVED_PREFIX, file_name
 from .base import Pin, StoredFile
@@ -222,16 +222,21 @@ class LocalStore:
     async def _chunks(self, path: Path, expected: PinnedFile) -> AsyncIterator[bytes]:
         digest = hashlib.md5(usedforsecurity=False)
         left = expected.size
-        async with contextlib.aclosing(self._blocks(path, expected.size, digest.update)) as blocks:
-            async for block in blocks:
-                left -= len(block)
-                if left == 0 and digest.hexdigest() != expected.md5:
-                    break
-                yield block
-                if left == 0:
-                    return
+        try:
+            async with contextlib.aclosing(self._blocks(path, expected.size, digest.update)) as blocks:
+                async for block in blocks:
+                    left -= len(block)
+                    if left == 0 and digest.hexdigest() != expected.md5:
+                        break
+                    yield block
+                    if left == 0:
+                        return
+        except StoreError as e:
+            if isinstance(e.__cause__, FileNotFoundError):
+                raise InputChanged(f"{expected.local} is gone") from e
+            raise
         if expected.size:
-            raise StoreError(f"{expected.local} was edited in place after the job was added")
+            raise InputChanged(f"{expected.local} was edited in place after the job was added")
 
     # -- outputs ---------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-from ..errors import StoreError
+from ..errors import InputChanged
 from ..model import Exit, InputFile, Limits
 
 WORK_DIR = "/home/autograde/autolab"
@@ -84,7 +84,7 @@ async def archive(
 ) -> AsyncGenerator[bytes, None]:
     """The tar that a machine reads. `processes` is 0 where the engine limits them better.
 
-    Raises StoreError if a file is not as long as it was said to be: the nonce is then never sent.
+    Raises InputChanged if a file is not as long as it was said to be: the nonce is then never sent.
     """
     for file in files:
         yield _header(file.name, file.size)
@@ -93,7 +93,7 @@ async def archive(
             sent += len(chunk)
             yield chunk
         if sent != file.size:
-            raise StoreError(f"{file.name}: {sent} of {file.size} bytes")
+            raise InputChanged(f"{file.name}: {sent} of {file.size} bytes")
         if sent % _BLOCK:
             yield bytes(_BLOCK - sent % _BLOCK)
     order = f"{nonce} {limits.timeout_s} {-(-limits.file_bytes // _BLOCK)} {processes}\n".encode()
