@@ -124,7 +124,7 @@ async def _dispatcher(settings: Settings) -> float:
     dispatcher = Dispatcher(settings, Queue(settings), store, Nothing(), "bench")
     begun = time.perf_counter()
     running = asyncio.create_task(dispatcher.run(stop, lambda _: None))
-    while len(await queue.live(1)) > 0:
+    while await queue._command("ZCARD", f"{settings.queue.prefix}dead") < JOBS:
         await asyncio.sleep(0.05)
     taken = time.perf_counter() - begun
     stop.set()
