@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from count import Runs, ends
 from jobs import RUN
@@ -109,7 +110,7 @@ def _starts(seen: Evidence, accepted: list[Submission], runs: dict[str, Runs]) -
             what = f"job {s.id} ({s.kind.name}, {s.token}): {len(its.began)} starts"
             if set(s.ids) & seen.tormentor.lost_machines:
                 destroyed.append(what)
-            elif _while_engine_was_away(seen, s, its):
+            elif _engine_died(seen, its):
                 away.append(what)
             else:
                 unexplained.append(what)
@@ -117,20 +118,21 @@ def _starts(seen: Evidence, accepted: list[Submission], runs: dict[str, Runs]) -
     return [
         Row("program starts per job", _listed({str(n): histogram[n] for n in sorted(histogram)})),
         Row("repeats: its machine was destroyed", f"{len(destroyed)}"),
-        Row("repeats: it ended while the engine was dead", f"{len(away)}"),
+        Row("repeats: the engine died before its end was known", f"{len(away)}"),
         Row("repeats without a reason", f"{len(unexplained)}", unexplained),
         Row("served ≠ the run that finished", f"{len(wrong)}", wrong),
     ]
 
 
-def _while_engine_was_away(seen: Evidence, s: Submission, its: Runs) -> bool:
-    """A container that ends while its engine is dead has lost its last output, and runs again."""
-    first = min(its.began, key=lambda name: its.began[name])
-    ended = its.finished.get(first)
-    began = its.began[first]
-    return any(
-        a <= ended <= b + 1 if ended is not None else began <= b and a <= began + s.kind.timeout_s + 1
-        for a, b in seen.tormentor.engine_away
+def _engine_died(seen: Evidence, its: Runs) -> bool:
+    """Whether before each repeat the engine died, when the run before had not ended or its end was not known yet.
+
+    What a container says while its engine is dead may be lost, and so it runs again.
+    """
+    names = sorted(its.began, key=lambda name: its.began[name])
+    return all(
+        any(died <= its.began[after] and back >= its.began[before] for died, back in seen.tormentor.engine_away)
+        for before, after in pairwise(names)
     )
 
 
