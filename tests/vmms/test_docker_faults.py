@@ -28,8 +28,8 @@ from contracts.machines import (
 )
 from support.engine import PrivateEngine
 from tango_async.config import Docker, Settings
-from tango_async.errors import MachineLost, VmmsError, VmmsUnavailable
-from tango_async.model import Exit, Machine
+from tango_async.errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
+from tango_async.model import Exit, InputFile, Machine
 from tango_async.vmms import docker, engine
 from tango_async.vmms.base import Vmms
 from tango_async.vmms.docker import LocalDocker
@@ -190,6 +190,37 @@ async def test_an_engine_that_stays_away_is_told(
         finally:
             await asyncio.to_thread(private_engine.start)
     assert told.group_contains(VmmsUnavailable, match="away")
+
+
+async def test_a_machine_whose_files_died_with_the_engine_never_begins(
+    backend: Backend, private_engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the rest for ever, and must not be taken for a program that is slow."""
+    monkeypatch.setattr(docker, "UNFED_S", 1.0)
+
+    async def half() -> AsyncIterator[bytes]:
+        yield b"half of"
+        await restart(private_engine)
+        yield b"the file"
+
+    async with backend.machine() as machine:
+        with pytest.raises(NotStarted):
+            await backend.vmms.copy_in(machine, [InputFile("Makefile", 15, half)], limit())
+        assert machine.id not in {m.id for m in await backend.vmms.get_vms()}
+
+
+async def test_who_adopts_a_machine_without_its_files_is_told(
+    backend: Backend, private_engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with backend.machine() as machine:
+        await restart(private_engine)
+        monkeypatch.setattr(docker, "UNFED_S", 0.5)
+        successor = await backend.open()
+        try:
+            with pytest.raises(NotStarted):
+                await successor.adopt(machine)
+        finally:
+            await successor.close()
 
 
 async def test_containers_killed_with_the_engine_are_lost_not_failed(

@@ -32,6 +32,9 @@ T = TypeVar("T")
 INSTALL, OWNER, NONCE, SPEC = (f"tango-async.{what}" for what in ("install", "owner", "nonce", "spec"))
 """The labels of every container that is made here."""
 
+BEGIN_POLL_S = 0.2
+"""Between two looks at a machine that has not begun within a second."""
+
 POLL_S = 5.0
 """A waiting call is given up and the state asked after so long: over a cut network it never returns."""
 
@@ -40,6 +43,10 @@ ANSWER_S = 10.0
 
 AWAY_S = 90.0
 """An engine that is away for longer, as no restart takes, is an error."""
+
+UNFED_S = 10.0
+"""A machine that says nothing for so long, with all sent and its engine there, never begins: an engine died
+with a part of the files, and the container waits for the rest, and for their end, that nobody sends."""
 
 UNREAD_S = 1.0
 """Output that nobody reads for so long is left to the log: a full pipe would hold up the job."""
@@ -70,6 +77,15 @@ class _Live:
     ending: Ending
     read: bool = False
     """Somebody took the output, or it was given up: it can be had from the log only."""
+
+    async def begins(self) -> bool:
+        """Whether the first output comes before long; it can still be read."""
+        if self.read:
+            return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(UNREAD_S):
+                return await self.output.begins()
+        return False
 
     async def drop_output(self) -> None:
         self.read = True
@@ -154,6 +170,7 @@ class LocalDocker:
     async def copy_in(self, machine: Machine, files: Sequence[InputFile], limits: Limits) -> None:
         # The pids cgroup counts this job's processes only; RLIMIT_NPROC counts those of all jobs of its uid.
         await self.feed(machine, bootstrap.archive(files, machine.nonce, limits, processes=0))
+        await self._until_begun(machine)
 
     async def feed(self, machine: Machine, chunks: AsyncIterator[bytes]) -> None:
         """Sends the bytes to the machine's input and ends it, also when `chunks` fails or the call is cancelled."""
@@ -169,6 +186,34 @@ class LocalDocker:
             await live.stdin.close()
             if isinstance(chunks, AsyncGenerator):
                 await chunks.aclose()
+
+    async def _until_begun(self, machine: Machine) -> None:
+        """Returns when the machine says something, or has ended. Raises NotStarted if it never will.
+
+        Before that a job's time does not run, or a machine without its files would look like a program
+        that is slow.
+        """
+        loop = asyncio.get_running_loop()
+        live = self._live.get(machine.id)
+        if live is not None and await live.begins():
+            return
+        there_since = loop.time()
+        while (await self._state(machine)).running:
+            try:
+                if await self._has_begun(machine):
+                    return
+            except (VmmsUnavailable, TimeoutError):
+                there_since = loop.time()
+            if loop.time() - there_since > UNFED_S:
+                await self.destroy_vm(machine)
+                raise NotStarted("the files did not arrive")
+            await asyncio.sleep(BEGIN_POLL_S)
+
+    async def _has_begun(self, machine: Machine) -> bool:
+        async with asyncio.timeout(ANSWER_S), aclosing(self._engine.logs(machine.id, follow=False)) as chunks:
+            async for _ in chunks:
+                return True
+        return False
 
     async def run_job(self, machine: Machine) -> Exit:
         patience = UNREAD_S
@@ -290,6 +335,7 @@ class LocalDocker:
         if live is not None:
             await live.close()
         await self._engine.state(machine.id)
+        await self._until_begun(machine)
 
     async def _state(self, machine: Machine) -> State:
         """Asked again while the engine is away, as it is while it restarts."""

@@ -268,6 +268,7 @@ class Attached:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self._first = b""
 
     async def write(self, data: bytes) -> None:
         """Waits while the engine does not take more. Raises MachineLost when it takes none any more."""
@@ -276,8 +277,17 @@ class Attached:
         except (aiohttp.ClientError, OSError, RuntimeError, AssertionError, AttributeError) as e:
             raise MachineLost("the machine takes no more input") from e
 
+    async def begins(self) -> bool:
+        """Waits for the first bytes, which `chunks` gives later. False if the stream ends without any."""
+        with suppress(aiohttp.ClientError, OSError):
+            while not self._first and (message := await self._stream.read_out()) is not None:
+                self._first = message.data
+        return bool(self._first)
+
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Ends with the stream, for whatever reason: only Ending tells a whole output from a cut one."""
+        if self._first:
+            yield self._first
         with suppress(aiohttp.ClientError, OSError):
             while (message := await self._stream.read_out()) is not None:
                 yield message.data
