@@ -48,7 +48,7 @@ class Recovery:
             await asyncio.wait(self._tasks, timeout=LONGEST_S)
 
     async def _watch(self, part: str, works: Callable[[], Awaitable[bool]]) -> None:
-        kind = part.partition("-")[0]
+        kind = part.partition("-")[0].replace("http", "server")
         end = time.monotonic() + LONGEST_S
         while time.monotonic() < end:
             if part in self._away:
