@@ -32,6 +32,8 @@ def grade(name: str, source: bytes, where: Path, limit_s: float = 20) -> tuple[d
     done = subprocess.run(
         ["make", f"TEST_LIMIT_S={limit_s}"],
         cwd=where,
+        # Not those of a `make test` around us: they would add lines of their own to the output.
+        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
