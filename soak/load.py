@@ -99,10 +99,13 @@ class Load:
                 asyncio.create_task(self._client(submission, begin + at))
                 for submission, at in zip(self.submissions, self._arrivals, strict=True)
             ]
-            _, late = await asyncio.wait(tasks, timeout=self._seconds + drain_s)
-            for task in late:
-                task.cancel()
-            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            try:
+                await asyncio.wait(tasks, timeout=self._seconds + drain_s)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+            for ended in results:
                 if isinstance(ended, Exception):
                     raise ended
 

@@ -28,6 +28,8 @@ class Tormentor:
         """Jobs whose machine was destroyed: these may run again."""
         self.engine_away: list[tuple[float, float]] = []
         """By the clock of the machines."""
+        # It takes its time to start, and what is planned for it next must wait until it has.
+        self._engine_turn = asyncio.Lock()
         parts = [stage.redis, *stage.servers, *stage.dispatchers]
         self._programs = {program.name: program for program in parts}
         self._proxies = {f"http-{i}-clients": proxy for i, proxy in enumerate(stage.server_proxies)}
@@ -45,9 +47,11 @@ class Tormentor:
     async def _torment(self, t: Torment) -> None:
         match t.what, t.part:
             case "kill", "engine":
-                await self._kill_engine(t.for_s)
+                async with self._engine_turn:
+                    await self._kill_engine(t.for_s)
             case "pause", "engine":
-                await self._pause_engine(t.for_s)
+                async with self._engine_turn:
+                    await self._pause_engine(t.for_s)
             case "destroy", _:
                 await self._destroy_machine(t)
             case "fill", _:
