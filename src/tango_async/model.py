@@ -159,6 +159,31 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
     output_name: str
 
 
+class CallbackState(StrEnum):
+    """How it stands with a callback."""
+
+    NOT_ENDED = "not ended"
+    """The job still waits or runs."""
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    UNSENT = "unsent"
+    """Given up after the horizon."""
+
+
+class CallbackRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A callback as the outbox knows it now."""
+
+    id: int
+    spec: JobSpec
+    url: str
+    state: CallbackState
+    due_ms: int
+    """When it is tried next; 0 unless it is pending."""
+    tries: int
+    log: tuple[TraceLine, ...]
+    """What came of each try: a status, or why there was none."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputFile:
     """A file on its way into a machine. `chunks` yields exactly `size` bytes."""

@@ -21,6 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
 from ..errors import QueueBroken, QueueOutOfMemory, QueueUnavailable, StoreError
+from .batches import Batches
 
 
 class Marks(Protocol):
@@ -43,7 +44,7 @@ def options(url: str) -> dict[str, Any]:
     return chosen if url.startswith("unix") else chosen | {"socket_keepalive": True}
 
 
-NEEDS_NO_ROOM = {"end", "retry", "extend", "reap", "delivered", "forget", "cancel"}
+NEEDS_NO_ROOM = {"end", "retry", "extend", "reap", "delivered", "retire", "forget", "cancel"}
 """Run also when the server is out of memory (Redis 7): they free what it holds, or end what uses it."""
 
 
@@ -70,8 +71,10 @@ class Server:
             url, timeout=timeout_s, redis_connect_func=self._on_connect, **options(url)
         )
         self._redis = Redis(connection_pool=self._pool)
+        self._batches = Batches(self._redis)
 
     async def close(self) -> None:
+        await self._batches.close()
         await self._redis.aclose()
         await self._pool.disconnect()
 
@@ -86,14 +89,12 @@ class Server:
     async def command(self, *words: Any) -> Any:
         """One command; keys are given whole. Raises QueueUnavailable, QueueBroken."""
         async with Edge(self._timeout_s):
-            return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+            return await self._batches.ask(words)
 
     async def commands(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Several commands in one trip, their answers in order."""
-        async with Edge(self._timeout_s), self._redis.pipeline(transaction=False) as pipe:
-            for words in commands:
-                pipe.execute_command(*words)
-            return list(await pipe.execute())
+        async with Edge(self._timeout_s):
+            return list(await asyncio.gather(*(self._batches.ask(words) for words in commands)))
 
     async def info(self, section: str) -> dict[str, str]:
         return _parse_info(await self.command(_RAW_INFO, section))

@@ -33,7 +33,9 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 Fields of a job: spec (msgpack), class, state, order, added_ms, lab, out, pin, attempts, retries,
 seq, holder, machine, started_ms, ended_ms, ended_seq, verdict, output, note, intent, trace, cb
 (its callback URL, if any), cb_min_ms and cb_wait_ms (settings when it was added), answered_ms
-(when the answer that gave its id was last flushed), asked_ms (when addJob last came), cb_tries, cb_log, cb_done_ms.
+(when the answer that gave its id was last flushed), asked_ms (when addJob last came), cb_tries, cb_log
+(lines "<ms>|<what came of a try>"), cb_done_ms (when it was last delivered), resent_ms (when an
+operator last had it sent again), leaving (its output is being removed, and then it is forgotten).
 """
 
 from __future__ import annotations

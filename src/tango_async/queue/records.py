@@ -9,7 +9,19 @@ import msgpack
 import msgspec
 
 from ..errors import QueueUnavailable
-from ..model import RECORD_VERSION, Claim, DispatcherRecord, Due, JobRecord, JobSpec, JobState, TraceLine, Verdict
+from ..model import (
+    RECORD_VERSION,
+    CallbackRecord,
+    CallbackState,
+    Claim,
+    DispatcherRecord,
+    Due,
+    JobRecord,
+    JobSpec,
+    JobState,
+    TraceLine,
+    Verdict,
+)
 
 T = TypeVar("T")
 
@@ -52,13 +64,33 @@ def job(job_id: int, fields: Mapping[bytes, bytes]) -> JobRecord:
         verdict=Verdict(verdict) if verdict else None,
         output_ref=get(b"output", b"").decode(),
         note=get(b"note", b"").decode(),
-        trace=tuple(_trace(get(b"trace", b"").decode())),
+        trace=_lines(get(b"trace", b"")),
     )
 
 
-def _trace(text: str) -> list[TraceLine]:
-    lines = (line.partition("|") for line in text.split("\n") if line)
-    return [TraceLine(int(at), said) for at, _, said in lines]
+def _lines(text: bytes) -> tuple[TraceLine, ...]:
+    lines = (line.partition("|") for line in text.decode().split("\n") if line)
+    return tuple(TraceLine(int(at), said) for at, _, said in lines)
+
+
+def callback(job_id: int, fields: Sequence[bytes | None], due_ms: float | None, given_up: bool) -> CallbackRecord:
+    """From {spec, cb, cb_tries, cb_log, cb_done_ms} of a job, and where it is in the outbox."""
+    packed, url, tries, log, done_ms = fields
+    if due_ms is not None:
+        state = CallbackState.PENDING
+    elif given_up:
+        state = CallbackState.UNSENT
+    else:
+        state = CallbackState.DELIVERED if done_ms else CallbackState.NOT_ENDED
+    return CallbackRecord(
+        id=job_id,
+        spec=_unpack(packed or b"", JobSpec),
+        url=(url or b"").decode(),
+        state=state,
+        due_ms=int(due_ms or 0),
+        tries=int(tries or 0),
+        log=_lines(log or b""),
+    )
 
 
 def claim(found: Sequence[Any]) -> Claim:

@@ -15,9 +15,11 @@ from typing import Any
 from ..config import Settings
 from ..errors import QueueFull, QueueOutOfMemory
 from ..feedback import short, verdict_text
-from ..model import Claim, DispatcherRecord, Due, JobRecord, JobSpec, Verdict
+from ..model import Claim, DispatcherRecord, JobRecord, JobSpec, Verdict
 from . import figures, keys, records
 from .connection import Marks, Server
+from .history import History
+from .outbox import Outbox
 
 
 class Answer(StrEnum):
@@ -50,19 +52,17 @@ ID_RESERVE = 100
 """The mark is raised so far ahead that it is written once in as many jobs."""
 
 
-class Queue:
+class Queue(Outbox, History):
     """The queue. `timeout_s` bounds every call, repeats included; then QueueUnavailable is raised."""
 
     def __init__(self, settings: Settings, *, timeout_s: float = 5.0, marks: Marks | None = None) -> None:
         self._settings = settings
-        self._prefix = settings.queue.prefix
         self._marks = marks
         self._mark = 0
         self._mark_lock = asyncio.Lock()
         self._room_checked = 0.0
-        self._server = Server(
-            settings.queue.url, self._prefix, timeout_s=timeout_s, quiet_ms=self._quiet_ms, marks=marks
-        )
+        url, prefix = settings.queue.url, settings.queue.prefix
+        super().__init__(settings, Server(url, prefix, timeout_s=timeout_s, quiet_ms=self._quiet_ms, marks=marks))
 
     async def open(self) -> None:
         """Connects. Raises QueueUnavailable."""
@@ -133,19 +133,6 @@ class Queue:
             ids += [int(i) for i in queued if int(i) not in set(ids)]
         return [job for job in await self._jobs(ids) if job.state != "dead"]
 
-    async def dead(self, limit: int) -> list[JobRecord]:
-        """The newest dead jobs first; at most `limit`."""
-        ids = await self._command("ZRANGE", f"{self._prefix}dead", 0, limit - 1, "REV")
-        return await self._jobs([int(i) for i in ids])
-
-    async def _jobs(self, ids: Sequence[int]) -> list[JobRecord]:
-        found: list[JobRecord] = []
-        for start in range(0, len(ids), 100):
-            part = ids[start : start + 100]
-            answers = await self._server.commands([("HGETALL", f"{self._prefix}job:{i}") for i in part])
-            found += [records.job(i, a) for i, a in zip(part, answers, strict=True) if a]
-        return found
-
     async def partial_output(self, job_id: int) -> bytes:
         """The visible output of a running job; b"" if there is none yet."""
         return bytes(await self._command("GET", f"{self._prefix}live:{job_id}") or b"")
@@ -167,11 +154,6 @@ class Queue:
         head, *answers = await self._server.commands(figures.commands(self._prefix))
         waits = await self._command("HGET", f"{self._prefix}job:{int(head[0])}", "added_ms") if head else None
         return figures.read(answers, int(waits or 0), await self._server.info("memory"))
-
-    async def now_ms(self) -> int:
-        """The server's clock, by which beats and leases are told."""
-        seconds, micros = await self._command("TIME")
-        return int(seconds) * 1000 + int(micros) // 1000
 
     async def want_pool(
         self, image: str, size: int, vmms: str | None, cores: float | None, memory_mb: int | None
@@ -274,43 +256,9 @@ class Queue:
             return True
         return bool(await self._command("GET", key) == instance.encode())
 
-    async def due(self, limit: int, hold_s: float) -> list[Due]:
-        """Takes callbacks that are due; no one else gets them for `hold_s`."""
-        return [records.due(entry) for entry in await self._run("due", limit, int(hold_s * 1000))]
-
-    async def delivered(self, job_id: int, what: str) -> None:
-        await self._run("delivered", job_id, what, -1)
-
-    async def defer(self, job_id: int, what: str, wait_s: float | None) -> None:
-        """The delivery did not work: again in `wait_s`, or given up (None)."""
-        await self._run("delivered", job_id, what, -2 if wait_s is None else int(wait_s * 1000))
-
-    async def next_due_s(self) -> float | None:
-        """Seconds until the next callback is due (negative: overdue); None if there is none."""
-        first = await self._command("ZRANGE", f"{self._prefix}outbox", 0, 0, "WITHSCORES")
-        if not first:
-            return None
-        score = first[0][1] if isinstance(first[0], list) else first[1]
-        return float(float(score) - await self.now_ms()) / 1000
-
-    async def expired(self, limit: int = 200) -> list[tuple[int, str]]:
-        """Dead jobs that history no longer keeps: (id, output reference)."""
-        settings = self._settings.queue
-        days_ms = int(settings.history_days * 86_400_000)
-        found = await self._run("expired", settings.history_limit, days_ms, limit)
-        return [(job_id, ref.decode()) for job_id, ref in found]
-
-    async def forget(self, job_ids: Sequence[int]) -> None:
-        if job_ids:
-            await self._run("forget", *job_ids)
-
     async def live_pins(self) -> set[str]:
         """The pins of all live jobs."""
         return {pin.decode() for pin in await self._command("HKEYS", f"{self._prefix}pins")}
-
-    async def unnamed(self, refs: Sequence[str]) -> list[str]:
-        """Which of these stored feedbacks are nobody's: their holder was lost before it could end the job."""
-        return [ref.decode() for ref in await self._run("unnamed", *refs)] if refs else []
 
     async def pool_orders(self) -> dict[str, dict[str, Any]]:
         found = await self._command("HGETALL", f"{self._prefix}pools")
@@ -357,9 +305,3 @@ class Queue:
 
     async def _ask(self, script: str, *args: Any) -> Answer:
         return Answer((await self._run(script, *args)).decode())
-
-    async def _run(self, script: str, *args: Any) -> Any:
-        return await self._server.run(script, *args)
-
-    async def _command(self, *words: Any) -> Any:
-        return await self._server.command(*words)
