@@ -1,6 +1,6 @@
 # The targets explain themselves: `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check grading-image bench lock docs clean setup
+.PHONY: help demo test check grading-image bench soak lock docs clean
 
 PY := .venv/bin/python
 LOCK := pyproject.toml --quiet --universal --generate-hashes --no-header --all-extras
@@ -18,8 +18,8 @@ test: ## run all tests; what this machine lacks is skipped with the reason
 
 check: ## ruff, mypy --strict, import direction
 	@scripts/setup.sh $(if $(filter true,$(CI)),ci,dev)
-	@.venv/bin/ruff check src tests scripts bench examples deploy
-	@.venv/bin/ruff format --check src tests scripts bench deploy
+	@.venv/bin/ruff check src tests scripts bench soak examples deploy
+	@.venv/bin/ruff format --check src tests scripts bench soak deploy
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache
 
@@ -30,6 +30,10 @@ grading-image: ## build the grading image from Debian packages and load it into 
 bench: ## measure speed and memory beside their floors, in one run
 	@scripts/setup.sh dev
 	@$(PY) bench/main.py
+
+soak: ## run the service under load while its processes are killed; SOAK="--seconds 300 --seed 1 --vmms localSandbox"
+	@scripts/setup.sh dev
+	@$(PY) soak/main.py $(SOAK)
 
 docs: ## write docs/settings.md anew from the settings
 	@scripts/setup.sh dev

@@ -18,6 +18,16 @@ from tango_async.queue.redis import Answer, Cancelled, Queue
 IMAGE = ["autograding_image"]
 
 
+class Mark:
+    """The high-water mark of ids, as a store keeps it."""
+
+    value = 0
+
+    async def __call__(self, at_least: int, /) -> int:
+        self.value = max(self.value, at_least)
+        return self.value
+
+
 async def add(queue: Queue, **changes: object) -> int:
     return (await queue.add(spec(**changes), fingerprint=uuid4().hex)).id
 
@@ -222,19 +232,13 @@ async def test_visible_output_grows_only_from_where_it_ended(queue: Queue) -> No
 
 
 async def test_ids_rise_above_the_mark_when_redis_comes_back_empty(settings: Settings) -> None:
-    mark = 0
-
-    async def raise_mark(at_least: int) -> int:
-        nonlocal mark
-        mark = max(mark, at_least)
-        return mark
-
-    first = Queue(settings, marks=raise_mark)
+    mark = Mark()
+    first = Queue(settings, marks=mark)
     last = [await add(first) for _ in range(3)][-1]
     await first.close()
     nothing_in_it = msgspec.structs.replace(settings.queue, prefix="e:" + uuid4().hex)
     emptied = msgspec.structs.replace(settings, queue=nothing_in_it)
-    second = Queue(emptied, marks=raise_mark)
+    second = Queue(emptied, marks=mark)
     assert await add(second) > last
     await second.close()
 
@@ -301,14 +305,7 @@ async def test_a_feedback_is_unnamed_when_its_holder_was_lost_before_it_ended_th
 
 
 async def test_a_server_emptied_under_a_living_connection_repeats_no_id(settings: Settings) -> None:
-    mark = 0
-
-    async def raise_mark(at_least: int) -> int:
-        nonlocal mark
-        mark = max(mark, at_least)
-        return mark
-
-    queue = Queue(settings, marks=raise_mark)
+    queue = Queue(settings, marks=Mark())
     last = [await add(queue) for _ in range(3)][-1]
     await queue._command("DEL", f"{settings.queue.prefix}ids")
     assert await add(queue) > last
