@@ -49,3 +49,33 @@ def test_a_setting_without_a_word_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(settings_table.inspect, "getsource", lambda module: source)
     with pytest.raises(LookupError, match=r"queue\.prefix"):
         list(settings_table.settings())
+
+
+def test_courses_have_limits_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "tango.toml"
+    file.write_text(
+        "[retention]\noutput_days = 30\n"
+        '[[retention.course]]\npattern = "*-15213-*"\noutput_days = 0\nupload_bytes = 5\n'
+        '[[retention.course]]\npattern = "*"\n'
+    )
+    settings = config.load(file, environ={})
+    assert [course.upload_bytes for course in settings.retention.course] == [5, None]
+    file.write_text(settings_table.as_toml(config.show(settings)))
+    assert config.load(file, environ={}) == settings
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[retention.course]]\noutput_days = 1",
+        '[[retention.course]]\npattern = ""',
+        '[[retention.course]]\npattern = "x"\ndays = 1',
+        '[[retention.course]]\npattern = "x"\noutput_days = -1',
+        "[retention]\nupload_bytes = -1",
+    ],
+)
+def test_a_wrong_limit_of_a_course_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tango.toml"
+    file.write_text(text)
+    with pytest.raises(config.ConfigError, match=r"retention"):
+        config.load(file, environ={})

@@ -21,6 +21,8 @@ Count = Annotated[int, Meta(ge=1, le=100_000)]
 Bytes = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
+Days = Annotated[float, Meta(ge=0)]
+Room = Annotated[int, Meta(ge=0)]
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -33,7 +35,10 @@ class Http(Group, frozen=True):
     port: Port = 3000
     """Port to listen on; 0 takes a free one and logs it. `TANGO_PORT`"""
     keys: tuple[str, ...] = ()
-    """API keys, any of which Autolab may send. A server without one refuses to start. `TANGO_KEYS`, comma-separated"""
+    """API keys, any of which Autolab may send; each may do everything. A server without one, here or in `keys_file`,
+    refuses to start. `TANGO_KEYS`, comma-separated"""
+    keys_file: Path | None = None
+    """Further keys, each with what it may do (docs/keys.md); read again whenever it changes. `TANGO_KEYS_FILE`"""
     max_upload_bytes: Bytes = 8 * 1024**3
     """Largest upload of one file."""
     max_image_bytes: Bytes = 64 * 1024**3
@@ -74,6 +79,33 @@ class Store(Group, frozen=True):
     @property
     def labs(self) -> Path:
         return self.courselabs or self.data_dir / "courselabs"
+
+
+class CourseRetention(Group, frozen=True):
+    """A table of `[[retention.course]]`: other limits for some courses; what it leaves out is as for all."""
+
+    pattern: Annotated[str, Meta(min_length=1)]
+    upload_days: Days | None = None
+    upload_bytes: Room | None = None
+    output_days: Days | None = None
+    output_bytes: Room | None = None
+
+
+class Retention(Group, frozen=True):
+    upload_days: Days = 0.0
+    """Uploads that were neither sent nor used by a job for so long are removed; 0 keeps them."""
+    upload_bytes: Room = 0
+    """Most bytes of one course's uploads; above, the longest unused are removed. 0: any."""
+    output_days: Days = 0.0
+    """Dead jobs are forgotten after so long, with their outputs; 0: only by `queue.history_days`."""
+    output_bytes: Room = 0
+    """Most bytes of one course's outputs; above, the oldest jobs are forgotten. 0: any."""
+    course: tuple[CourseRetention, ...] = ()
+    """Tables `[[retention.course]]` with a `pattern` and some of the settings above: the first one whose pattern
+    (`*` and `?`) fits a course holds for it. A course is named as its directories are, up to their last `-`:
+    `KEY-15213-f24-lab1` is of `KEY-15213-f24`, and so `*-15213-*` fits."""
+    period_s: Seconds = 3600.0
+    """How often that is looked at."""
 
 
 class Dispatcher(Group, frozen=True):
@@ -176,6 +208,7 @@ class Settings(Group, frozen=True):
     http: Http = Http()
     queue: Queue = Queue()
     store: Store = Store()
+    retention: Retention = Retention()
     dispatcher: Dispatcher = Dispatcher()
     limits: Limits = Limits()
     sandbox: Sandbox = Sandbox()
@@ -191,6 +224,7 @@ VARIABLES = {
     "TANGO_HOST": "http.host",
     "TANGO_PORT": "http.port",
     "TANGO_KEYS": "http.keys",
+    "TANGO_KEYS_FILE": "http.keys_file",
     "TANGO_DATA_DIR": "store.data_dir",
     "TANGO_COURSELABS": "store.courselabs",
     "TANGO_REDIS_URL": "queue.url",
@@ -263,8 +297,8 @@ def _convert(tables: Mapping[str, Any], source: str, *, strict: bool) -> Setting
 
 
 def _check(s: Settings) -> Settings:
-    if any(not key or "/" in key or key.startswith(".") or any(c.isspace() for c in key) for key in s.http.keys):
-        raise ConfigError("http.keys: a key must not begin with a dot nor hold '/' or white space")
+    if problems := [problem for key in s.http.keys if (problem := key_problem(key))]:
+        raise ConfigError(f"http.keys: {problems[0]}")
     aliases = [(a, b) for a in s.http.keys for b in s.http.keys if a != b and b.startswith(a + "-")]
     if aliases:
         raise ConfigError(
@@ -279,6 +313,13 @@ def _check(s: Settings) -> Settings:
     if s.dispatcher.adopt_grace_s < s.dispatcher.lease_s:
         raise ConfigError("dispatcher.adopt_grace_s: less than dispatcher.lease_s")
     return s
+
+
+def key_problem(key: str) -> str | None:
+    """Why a word cannot be a key: it begins the names of directories, and is a part of every path."""
+    if not key or "/" in key or key.startswith(".") or any(c.isspace() or not c.isprintable() for c in key):
+        return "a key must not begin with a dot nor hold '/', white space or control characters"
+    return None
 
 
 def show(settings: Settings) -> dict[str, Any]:

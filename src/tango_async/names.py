@@ -18,6 +18,8 @@ MAX_JOB_NAME_CHARS = 1024
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _IMAGE = re.compile(rf"{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?", re.ASCII)
 
+_SUBMITTER = re.compile(r"[^@\s/\x00-\x1f]+@[^@\s/_\x00-\x1f]+")
+
 RESERVED_PREFIX = ".tango"
 """Names the store and the bootstrap use for themselves."""
 
@@ -67,3 +69,18 @@ def job_name(raw: str) -> str:
     if len(raw) > MAX_JOB_NAME_CHARS:
         raise BadName(f"Bad jobName: longer than {MAX_JOB_NAME_CHARS} characters")
     return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in raw)
+
+
+def submitter(raw: str) -> str:
+    """A submitter's address. Raises BadName for what is none: names are looked for that begin with it."""
+    if not _SUBMITTER.fullmatch(raw) or _problem(raw):
+        raise BadName("Bad submitter: expected an address such as student@example.edu")
+    return raw
+
+
+def names_submitter(name: str, address: str) -> bool:
+    """Whether a file's name says that it is of that submitter: `<address>_…`, as Autolab names them.
+
+    Never a name in which the address is the end of a longer one: `_` and `-` may be part of an address.
+    """
+    return re.search(rf"(?:^|[\s,;:()\[\]<>\"]){re.escape(address)}_", name) is not None

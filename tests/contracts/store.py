@@ -200,6 +200,78 @@ class StoreContract:
         assert await store.old_outputs(age_s=3600) == []
         assert await store.old_outputs(age_s=-2) == ["1.1.success"]
 
+    async def test_what_nobody_used_goes_and_what_a_job_has_pinned_stays_its(self, store: FileStore, lab: str) -> None:
+        await put(store, "a", FIRST)
+        pin = await store.pin(lab, [("a", "a")])
+        assert await store.trim_uploads([lab], unused_s=3600, most_bytes=None, spare_s=0) == (0, 0)
+        assert await store.trim_uploads([lab], unused_s=-2, most_bytes=None, spare_s=3600) == (0, 0)
+        assert await store.trim_uploads([lab], unused_s=-2, most_bytes=None, spare_s=-2) == (1, len(FIRST))
+        assert await store.open_lab(lab) == (False, {})
+        assert await read(store, pin) == {"a": FIRST}
+
+    @pytest.mark.parametrize("use", ["pin", "unpin", "put the same", "put another"])
+    async def test_too_many_bytes_go_by_their_last_use(self, store: FileStore, lab: str, use: str) -> None:
+        for name in ("a", "b", "c"):
+            await put(store, name, FIRST)
+            await asyncio.sleep(0.02)  # as long as a file system's clock may stand still
+        if use in ("pin", "unpin"):
+            pin = await store.pin(lab, [("a", "a")])
+            if use == "unpin":
+                await store.unpin(pin.id)
+        else:
+            await put(store, "a", FIRST if use == "put the same" else FIRST[::-1])
+        most = 2 * len(FIRST)
+        assert await store.trim_uploads([lab], unused_s=None, most_bytes=most, spare_s=-2) == (1, len(FIRST))
+        assert await store.trim_uploads([lab], unused_s=None, most_bytes=most, spare_s=-2) == (0, 0)
+        assert (await store.open_lab(lab))[1].keys() == {"a", "c"}
+
+    async def test_bytes_are_those_of_all_labs_together(self, store: FileStore, lab: str) -> None:
+        await store.open_lab("test-other")
+        await put(store, "a", FIRST)
+        await store.put("test-other", "b", body_of(FIRST))
+        assert sorted(await store.labs()) == [lab, "test-other"]
+        assert (await store.trim_uploads(await store.labs(), unused_s=None, most_bytes=0, spare_s=-2)).files == 2
+        assert (await store.trim_uploads(["no-such"], unused_s=None, most_bytes=0, spare_s=-2)).files == 0
+
+    async def test_a_trim_beside_uploads_and_pins_takes_no_new_file(self, store: FileStore, lab: str) -> None:
+        async def trim() -> None:
+            for _ in range(30):
+                await store.trim_uploads([lab], unused_s=0.0, most_bytes=None, spare_s=0.0)
+
+        async def upload() -> None:
+            for n in range(30):
+                body = bytes([n]) * 1000
+                await put(store, "a", body)
+                try:
+                    pin = await store.pin(lab, [("a", "a")])
+                except NotFound:
+                    continue  # it was unused for longer than nothing
+                assert len((await read(store, pin))["a"]) == 1000
+
+        await asyncio.gather(trim(), upload())
+        await put(store, "a", FIRST)
+        assert (await store.trim_uploads([lab], unused_s=3600, most_bytes=0, spare_s=3600)).files == 0
+        assert (await store.open_lab(lab))[1] == {"a": md5(FIRST)}
+
+    async def test_sizes_of_feedbacks(self, store: FileStore) -> None:
+        await store.put_output("1.1.success", FIRST)
+        assert await store.output_sizes(["1.1.success", "2.1.success"]) == [len(FIRST), 0]
+
+    async def test_a_submitters_files_are_erased_and_nobody_elses(self, store: FileStore, lab: str) -> None:
+        mine = ["a@x.edu_1_hand in.c", "a@x.edu_12_m.tar", "copy of (a@x.edu_1_f)"]
+        others = ["aa@x.edu_1_h.c", "b_a@x.edu_1_h.c", "b-a@x.edu_1", "a@x.edu", "A@x.edu_1", "a@x.educ_1", "Makefile"]
+        for name in mine + others:
+            await put(store, name, FIRST)
+        await put_output(store, "7.1.success", lab, "a@x.edu_1_hw_autograde.txt", FIRST)
+        await put_output(store, "70.1.success", lab, "b@x.edu_1_hw_autograde.txt", SECOND)
+        await store.put_output("7.2.timeout", b"of a holder that was lost")
+        assert (await store.erase("a@x.edu", [lab], {7})).files == len(mine) + 3
+        assert (await store.erase("a@x.edu", [lab, "no-such"], {7})).files == 0
+        assert (await store.open_lab(lab))[1].keys() == set(others)
+        assert await content(await store.output("70.1.success")) == SECOND
+        with pytest.raises(NotFound):
+            await store.output("7.1.success")
+
     async def test_the_mark_only_rises(self, store: FileStore) -> None:
         assert await store.raise_mark(0) == 0
         assert await store.raise_mark(1000) == 1000

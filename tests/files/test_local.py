@@ -162,3 +162,60 @@ async def test_links_that_run_out_become_copies(tiny_disk: Path, tmp_path: Path)
     elsewhere.unlink()
     assert await read(store, pin) == {"a": FIRST}
     await store.close()
+
+
+async def test_what_shows_a_feedback_goes_with_it(store: LocalStore, lab: str, labs: Path) -> None:
+    await put_output(store, "1.1.success", lab, "out.txt", FIRST)
+    await put_output(store, "2.1.success", lab, "out.txt", SECOND)
+    await store.drop_output("1.1.success", lab, "out.txt")
+    assert (labs / lab / "output" / "out.txt").read_bytes() == SECOND
+    await store.drop_output("2.1.success", lab, "out.txt")
+    await store.drop_output("2.1.success", lab, "out.txt")
+    assert names(labs / lab / "output") == names(labs / ".tango" / "outputs") == left(labs) == []
+
+
+async def test_a_copy_that_shows_a_feedback_goes_too(store: LocalStore, lab: str, labs: Path) -> None:
+    await put_output(store, "1.1.success", lab, "out.txt", FIRST)
+    shown = labs / lab / "output" / "out.txt"
+    shown.unlink()
+    shown.write_bytes(FIRST)
+    await store.drop_output("1.1.success", lab, "out.txt")
+    assert not shown.exists()
+
+
+async def test_a_feedback_whose_lab_is_gone_can_be_dropped(store: LocalStore, labs: Path) -> None:
+    await put_output(store, "1.1.success", "gone-lab", "out.txt", FIRST)
+    (labs / "gone-lab").write_text("a file, by somebody's hand")
+    await store.drop_output("1.1.success", "gone-lab", "out.txt")
+    assert names(labs / ".tango" / "outputs") == []
+
+
+async def test_an_upload_that_comes_while_the_old_one_is_taken_away_stays(
+    store: LocalStore, lab: str, labs: Path
+) -> None:
+    await put(store, "a", FIRST)
+    path = labs / lab / "a"
+
+    def judge_slowly(judged: Path) -> bool:
+        (labs / "new").write_bytes(SECOND)
+        (labs / "new").rename(judged)
+        return True
+
+    assert store._take_away(path, judge_slowly) is False
+    assert path.read_bytes() == SECOND
+    assert left(labs) == []
+
+
+async def test_only_plain_files_of_plain_names_are_trimmed(
+    store: LocalStore, lab: str, labs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").write_bytes(FIRST)
+    (labs / lab / "link").symlink_to(tmp_path / "elsewhere")
+    (labs / lab / ".tango-note").write_bytes(FIRST)
+    (labs / lab / "folder").mkdir()
+    (labs / lab / "folder" / "a@x.edu_1_f").write_bytes(FIRST)
+    assert (await store.trim_uploads([lab], unused_s=-2, most_bytes=0, spare_s=-2)).files == 0
+    assert (await store.erase("a@x.edu", [lab], set())).files == 0
+    assert ".tango" not in await store.labs()
+    with pytest.raises(BadName):
+        await store.trim_uploads([".."], unused_s=-2, most_bytes=0, spare_s=-2)

@@ -77,7 +77,7 @@ def _default(key: str, node: ast.expr) -> str:
         return f"{value:g}"
     if isinstance(value, bool) or not isinstance(value, int):
         return f"`{value if isinstance(value, str) else json.dumps(value)}`"
-    return f"{value} ({_binary(value)})" if key.endswith("_bytes") and _binary(value) else str(value)
+    return f"{value} ({_binary(value)})" if key.endswith("_bytes") and value and _binary(value) else str(value)
 
 
 def _value(node: ast.expr) -> Any:
@@ -116,15 +116,27 @@ def as_toml(shown: dict[str, Any]) -> str:
     for table, values in shown.items():
         lines.append(f"[{table}]")
         nested = {key: value for key, value in values.items() if isinstance(value, dict)}
+        listed = {key: value for key, value in values.items() if _is_tables(value)}
         for key, value in values.items():
             if value is None or value == "(set)":
                 lines.append(f"# {key} is {'set' if value else 'unset'}")
-            elif key not in nested:
+            elif key not in nested and key not in listed:
                 lines.append(f"{key} = {_toml(value)}")
         for key, entries in nested.items():
-            lines += ["", f"[{table}.{key}]", *(f"{_toml(name)} = {_toml(value)}" for name, value in entries.items())]
+            lines += ["", f"[{table}.{key}]", *_pairs(entries)]
+        for key, tables in listed.items():
+            for entries in tables:
+                lines += ["", f"[[{table}.{key}]]", *_pairs(entries)]
         lines.append("")
     return "\n".join(lines)
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(one, dict) for one in value)
+
+
+def _pairs(entries: dict[str, Any]) -> list[str]:
+    return [f"{_toml(name)} = {_toml(value)}" for name, value in entries.items() if value is not None]
 
 
 def _toml(value: Any) -> str:

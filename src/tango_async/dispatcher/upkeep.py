@@ -14,6 +14,7 @@ from ..config import Settings
 from ..errors import QueueUnavailable, StoreError
 from ..files.base import FileStore
 from ..queue.redis import Queue
+from . import retention
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ BATCH = 500
 
 
 async def run(settings: Settings, queue: Queue, store: FileStore, instance: str, done: asyncio.Event) -> None:
-    """Until told to stop: leases every `upkeep_s`, and beside them history and files, which take their time."""
+    """Until told to stop: leases every `upkeep_s`; beside them what takes its time: history, files, courses."""
     period_s = settings.dispatcher.upkeep_s
 
     async def leases() -> None:
@@ -37,10 +38,15 @@ async def run(settings: Settings, queue: Queue, store: FileStore, instance: str,
         if await queue.lead_upkeep(instance, period_s * 2):
             await _sweep(settings, queue, store)
 
+    async def courses() -> None:
+        if await queue.lead_upkeep(instance, period_s * 2):
+            await retention.apply(settings, queue, store, done)
+
     async with asyncio.TaskGroup() as group:
         group.create_task(_every(period_s, leases, done))
         group.create_task(_every(period_s, history, done))
         group.create_task(_every(settings.dispatcher.file_upkeep_s, files, done))
+        group.create_task(_every(settings.retention.period_s, courses, done))
 
 
 async def _every(period_s: float, work: Callable[[], Awaitable[None]], done: asyncio.Event) -> None:
@@ -64,10 +70,7 @@ async def _reap(queue: Queue) -> None:
 
 async def _forget(queue: Queue, store: FileStore) -> None:
     while expired := await queue.expired():
-        for _, ref in expired:
-            if ref:
-                await store.drop_output(ref)
-        await queue.forget([job_id for job_id, _ in expired])
+        await retention.forget(queue, store, [job_id for job_id, _ in expired])
 
 
 async def _sweep(settings: Settings, queue: Queue, store: FileStore) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..model import InputFile, PinnedFile
 
@@ -30,6 +30,13 @@ class StoredFile:
     size: int
     read: Callable[[], AsyncIterator[bytes]]
     path: Path | None = None
+
+
+class Removed(NamedTuple):
+    """What was removed."""
+
+    files: int
+    size: int
 
 
 class FileStore(Protocol):
@@ -65,8 +72,14 @@ class FileStore(Protocol):
     async def output(self, ref: str) -> StoredFile:
         """A finished feedback. Raises NotFound."""
 
-    async def drop_output(self, ref: str) -> None:
-        """Removes a feedback; one that is gone already is no error."""
+    async def drop_output(self, ref: str, lab: str = "", output_name: str = "") -> None:
+        """Removes a feedback; one that is gone already is no error.
+
+        With it goes what shows it as that output of the lab, unless that shows another one by now.
+        """
+
+    async def output_sizes(self, refs: Sequence[str]) -> list[int]:
+        """The size of each feedback; 0 for one that is gone."""
 
     async def put_image(self, body: AsyncIterator[bytes]) -> str:
         """Stores an image archive for the dispatchers to load. Returns its handle, the content's md5."""
@@ -79,6 +92,21 @@ class FileStore(Protocol):
 
     async def old_outputs(self, age_s: float) -> list[str]:
         """References of the feedbacks that are older than `age_s`; whose they are, the queue knows."""
+
+    async def labs(self) -> list[str]:
+        """All courselabs."""
+
+    async def trim_uploads(
+        self, labs: Sequence[str], *, unused_s: float | None, most_bytes: int | None, spare_s: float
+    ) -> Removed:
+        """Removes uploads of these labs: those not used for `unused_s`, and above `most_bytes` for all of
+        them together the longest unused. What was used within `spare_s` stays whatever it is.
+
+        An upload is used when it is sent, also again, and when a job's inputs are pinned.
+        """
+
+    async def erase(self, submitter: str, labs: Sequence[str], job_ids: set[int]) -> Removed:
+        """Removes everything in these labs whose name is the submitter's, and all feedbacks of these jobs."""
 
     async def raise_mark(self, at_least: int) -> int:
         """Raises the high-water mark of job ids to `at_least`, never lowers it; returns the mark."""

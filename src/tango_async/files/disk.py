@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -85,6 +86,13 @@ def link_or_copy(source: Path, to: Path) -> None:
             shutil.copyfileobj(there, here, BLOCK)
             here.flush()
             os.fsync(here.fileno())
+        used_now(source)
+
+
+def used_now(path: Path) -> None:
+    """Moves the change time, and nothing else, as making a link does."""
+    with suppress(PermissionError, FileNotFoundError):
+        path.chmod(stat.S_IMODE(path.stat().st_mode))
 
 
 class Incoming:

@@ -1,12 +1,6 @@
 """The courselab store on a directory, in Tango's layout, since operators and some clients look there.
 
-    <labs>/<lab>/<file>             uploads
-    <labs>/<lab>/output/<name>      finished feedbacks: a projection, links to those below
-    <labs>/.tango/tmp/              files on their way in
-    <labs>/.tango/pins/<pin>.<n>    the jobs' holds on their inputs
-    <labs>/.tango/outputs/<ref>     finished feedbacks
-    <labs>/.tango/images/<md5>      image archives
-    <labs>/.tango/mark              the high-water mark of job ids
+layout.py draws it; what is removed from it, and when, is housekeeping.py's.
 
 Everything is on one file system, so that whatever arrives is made whole in tmp and then renamed. An
 upload never changes a file but replaces it, and so a pin is a hard link: it keeps its file when the
@@ -24,35 +18,27 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, ParamSpec, TypeVar
+from typing import BinaryIO, NamedTuple
 
 from ..config import Store
 from ..errors import BadName, InputChanged, NotFound, StoreError, TangoError
 from ..model import InputFile, PinnedFile
-from ..names import RESERVED_PREFIX, file_name
+from ..names import file_name
 from .base import Pin, StoredFile
-from .disk import BLOCK, Batches, Incoming, Md5s, link_or_copy, older, remove, store_error, sync_folder
+from .disk import BLOCK, Batches, Incoming, Md5s, link_or_copy, remove, store_error, sync_folder, used_now
+from .housekeeping import PIN, Housekeeping
+from .layout import OUTPUT
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-OUTPUT = "output"
-"""Tango's name of the directory of feedbacks in a courselab, and so no name for an upload."""
-
 BATCH = 1 << 20
 """Bytes of a body that are gathered before a thread writes them."""
-
-_PIN = re.compile(r"(?P<made>[0-9a-f]{1,16})-[0-9a-f]{24}-(?P<count>[0-9]{1,6})")
-"""When it was made (a link has no age of its own), what makes it unique, how many files it holds."""
 
 
 class Wish(NamedTuple):
@@ -62,23 +48,12 @@ class Wish(NamedTuple):
     wanted: Sequence[tuple[str, str]]
 
 
-class LocalStore:
+class LocalStore(Housekeeping):
     """A FileStore on a local directory, which several processes may share."""
 
     def __init__(self, settings: Store) -> None:
-        self._labs = settings.labs
-        own = self._labs / RESERVED_PREFIX
-        self._mark = own / "mark"
-        self._tmp, self._pins, self._outputs, self._images = (own / n for n in ("tmp", "pins", "outputs", "images"))
-        try:
-            self._labs.mkdir(parents=True, exist_ok=True)
-            own.mkdir(mode=0o700, exist_ok=True)
-            for folder in (self._tmp, self._pins, self._outputs, self._images):
-                folder.mkdir(exist_ok=True)
-        except OSError as e:
-            raise StoreError(f"{self._labs}: {e.strerror}") from e
+        super().__init__(settings)
         self._md5s = Md5s()
-        self._threads = ThreadPoolExecutor(8, thread_name_prefix="store")
         # Pins have a thread of their own: addJob must not wait behind a gigabyte being hashed.
         self._pin_thread = ThreadPoolExecutor(1, thread_name_prefix="store-pins")
         self._pinning = Batches(self._pin_all, self._pin_thread)
@@ -126,6 +101,7 @@ class LocalStore:
     def _place(self, incoming: Incoming, target: Path) -> bool:
         with contextlib.suppress(OSError):
             if target.stat().st_size == incoming.size and self._md5s.of(target)[1] == incoming.md5:
+                used_now(target)
                 sync_folder(target.parent)  # whoever sent it first may not have come so far yet
                 return False
         incoming.finish()
@@ -204,7 +180,7 @@ class LocalStore:
         return self._md5s.of(to)
 
     def _pinned(self, pin: str) -> list[Path]:
-        parts = _PIN.fullmatch(pin)
+        parts = PIN.fullmatch(pin)
         if parts is None:
             raise BadName("Bad pin")
         return [self._pins / f"{pin}.{n}" for n in range(int(parts["count"]))]
@@ -241,11 +217,10 @@ class LocalStore:
     # -- outputs ---------------------------------------------------------------------------------
 
     async def put_output(self, ref: str, body: bytes) -> None:
-        await self._run(self._write, self._outputs / file_name(ref, "reference"), body)
+        await self._run(self._write, self._stored_output(ref), body)
 
     async def show_output(self, ref: str, lab: str, output_name: str) -> None:
-        stored = self._outputs / file_name(ref, "reference")
-        shown = self._folder(lab) / OUTPUT / file_name(output_name, "output_file")
+        stored, shown = self._stored_output(ref), self._shown_output(lab, output_name)
         try:
             await self._run(self._show, stored, shown)
         except StoreError as e:
@@ -273,10 +248,7 @@ class LocalStore:
             incoming.drop()
 
     async def output(self, ref: str) -> StoredFile:
-        return await self._stored(self._outputs / file_name(ref, "reference"), "Output file not found")
-
-    async def drop_output(self, ref: str) -> None:
-        await self._run(remove, [self._outputs / file_name(ref, "reference")])
+        return await self._stored(self._stored_output(ref), "Output file not found")
 
     # -- images ----------------------------------------------------------------------------------
 
@@ -297,23 +269,7 @@ class LocalStore:
     async def image(self, ref: str) -> StoredFile:
         return await self._stored(self._images / file_name(ref, "reference"), "Image archive not found")
 
-    # -- upkeep ----------------------------------------------------------------------------------
-
-    async def sweep(self, live_pins: set[str], age_s: float) -> int:
-        return await self._run(self._sweep, live_pins, time.time() - age_s)
-
-    def _sweep(self, live_pins: set[str], before: float) -> int:
-        old = [path for path in self._pins.iterdir() if self._is_stray(path.name, live_pins, before)]
-        return remove([*old, *older(self._tmp, before), *older(self._images, before)])
-
-    async def old_outputs(self, age_s: float) -> list[str]:
-        return [path.name for path in await self._run(older, self._outputs, time.time() - age_s)]
-
-    @staticmethod
-    def _is_stray(name: str, live_pins: set[str], before: float) -> bool:
-        pin, _, _ = name.rpartition(".")
-        parts = _PIN.fullmatch(pin)
-        return parts is not None and pin not in live_pins and int(parts["made"], 16) < before
+    # -- the mark ----------------------------------------------------------------------------------
 
     async def raise_mark(self, at_least: int) -> int:
         return await self._run(self._raise_mark, at_least)
@@ -345,9 +301,6 @@ class LocalStore:
 
     # -- within ----------------------------------------------------------------------------------
 
-    def _folder(self, lab: str) -> Path:
-        return self._labs / file_name(lab, "courselab")
-
     async def _stored(self, path: Path, otherwise: str) -> StoredFile:
         try:
             size = await self._run(_size, path)
@@ -368,14 +321,6 @@ class LocalStore:
                 yield block
         finally:
             file.close()
-
-    async def _run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Work that blocks, in one of the store's threads; the system's errors become ours."""
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
-        except OSError as e:
-            raise store_error(e) from e
 
 
 def _size(path: Path) -> int:
