@@ -162,7 +162,7 @@ def dispatched(job: dict[str, Any]) -> int:
 
 @pytest.fixture
 def rig(own_redis: RedisServer, starts: Path, service: Service) -> Iterator[Rig]:
-    """Leases are short; the grace for adoption is no longer, so that nothing but a rule keeps a job from being re-run."""
+    """Leases are short, and so is the grace for adoption: nothing but a rule keeps a job from being run again."""
     service.environment |= {
         "TANGO_DISPATCHER_LEASE_S": "2",
         "TANGO_DISPATCHER_ADOPT_GRACE_S": "2",

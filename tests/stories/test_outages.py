@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
+import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from conftest import absent
 from stories.conftest import Rig, dispatched
 from support.service import addjob
 
 AWAY_S = 6.0
 """Longer than the lease and the grace for adoption together."""
+
+STUCK = """
+import asyncio
+from tango_async.vmms.sandbox import LocalSandbox
+
+class Stuck(LocalSandbox):
+    async def initialize_vm(self, spec, owner):
+        await asyncio.Event().wait()
+"""
 
 LATE = addjob("late", ["Makefile"], "late")
 NEED_REDIS = [
@@ -29,6 +43,21 @@ NEED_REDIS = [
     ("GET", "/getPartialOutput/test/1/"),
     ("POST", "/cancel/test/1/"),
 ]
+
+
+class Disk:
+    """A small one."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def fill(self) -> None:
+        with suppress(OSError), (self.place / "ballast").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    def clear(self) -> None:
+        (self.place / "ballast").unlink()
 
 
 @pytest.fixture
@@ -128,3 +157,157 @@ async def test_redis_back_empty_is_said_loudly_and_repeats_no_id_and_leaves_no_m
     assert "Redis has lost jobs" in server.said()
     assert dispatcher.popen.poll() is None
     assert rig.begun() == ["one", "three"]
+
+
+@pytest.mark.parametrize("wakes", ["while the other one runs it", "after the other one ended it"])
+async def test_a_dispatcher_that_wakes_too_late_publishes_nothing(rig: Rig, wakes: str) -> None:
+    rig.service.environment |= {
+        "TANGO_SLOTS": "1",
+        "TANGO_DISPATCHER_LEASE_S": "1",
+        "TANGO_DISPATCHER_ADOPT_GRACE_S": "1",
+    }
+    await rig.service.run("tango-http")
+    late = await rig.dispatcher()
+    job_id = await rig.add("one", 8)
+    await rig.running(job_id)
+    second = await rig.dispatcher()
+    late.popen.send_signal(signal.SIGSTOP)
+    if wakes.startswith("while"):
+        await rig.until(lambda: rig.begun() == ["one", "one"])
+        late.popen.send_signal(signal.SIGCONT)
+    feedback = await rig.ended("one", 8)
+    late.popen.send_signal(signal.SIGCONT)
+    await rig.until(lambda: "another dispatcher holds it now" in late.said())
+    await rig.until(lambda: not rig.machines())
+    outputs = Path(rig.service.environment["TANGO_DATA_DIR"]) / "courselabs/.tango/outputs"
+    await rig.until(lambda: len(list(outputs.iterdir())) == 1)
+    assert await rig.ended("one", 8) == feedback
+    assert [job["retries"] for job in (await rig.jobs(1)).values()] == [1]
+    assert [process.popen.poll() for process in (late, second)] == [None, None]
+
+
+async def test_jobs_that_a_lost_dispatcher_had_not_begun_go_elsewhere_when_its_lease_ends(
+    rig: Rig, tmp_path: Path
+) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK)
+    await rig.service.run("tango-http")
+    lost = await rig.dispatcher(TANGO_VMMS="stuck:Stuck", PYTHONPATH=str(tmp_path), TANGO_SLOTS="2")
+    ids = [await rig.add(name, 1) for name in ("one", "two")]
+    await until_held(rig, ids)
+    await rig.dispatcher()
+    lost.kill()
+    killed = time.monotonic()
+    for name in ("one", "two"):
+        await rig.ended(name, 1)
+    assert time.monotonic() - killed < 2 + 10
+    assert [(job["retries"], dispatched(job)) for job in (await rig.jobs(1)).values()] == [(1, 2)] * 2
+    assert rig.begun() == ["one", "two"]
+
+
+async def test_a_job_of_a_lost_dispatcher_runs_again_elsewhere_only_after_the_grace(rig: Rig) -> None:
+    rig.service.environment |= {"TANGO_DISPATCHER_LEASE_S": "1", "TANGO_DISPATCHER_ADOPT_GRACE_S": "3"}
+    await rig.service.run("tango-http")
+    lost = await rig.dispatcher()
+    await rig.running(await rig.add("one", 10))
+    await rig.dispatcher()
+    lost.kill()
+    killed = time.monotonic()
+    await rig.until(lambda: rig.begun() == ["one", "one"])
+    assert 3 < time.monotonic() - killed < 1 + 3 + 10
+    await rig.ended("one", 10)
+    assert [job["retries"] for job in (await rig.jobs(1)).values()] == [1]
+    await rig.until(lambda: [machine[:2] for machine in rig.machines()] == ["0/"])
+    await rig.dispatcher()
+    await rig.until(lambda: not rig.machines())
+
+
+async def until_held(rig: Rig, ids: list[int]) -> None:
+    async with asyncio.timeout(10):
+        while [job_id for job_id, job in (await rig.jobs(0)).items() if job["assigned"]] != ids:
+            await asyncio.sleep(0.05)
+
+
+async def test_what_is_ordered_of_the_pools_outlives_every_part(rig: Rig) -> None:
+    async def prepared(number: int) -> None:
+        async with asyncio.timeout(15):
+            while [len(pool["free"]) for pool in (await pools()).values()] != [number]:
+                await asyncio.sleep(0.05)
+
+    async def pools() -> dict[str, dict[str, list[int]]]:
+        found: dict[str, dict[str, list[int]]] = (await rig.service.json("GET", "/pool/test/"))["pools"]
+        return found
+
+    server, dispatcher = await rig.service.run("tango-http"), await rig.dispatcher()
+    await rig.service.json("POST", "/prealloc/test/autograding_image/2/", data=b"{}")
+    await prepared(2)
+    for process in (server, dispatcher):
+        process.kill()
+    rig.redis.kill()
+    rig.redis.start()
+    await rig.service.run("tango-http")
+    await rig.dispatcher()
+    await prepared(2)
+    await rig.until(lambda: len(rig.machines()) == 2)
+    await rig.service.json("POST", "/prealloc/test/autograding_image/0/", data=b"{}")
+    await rig.until(lambda: not rig.machines())
+
+
+@pytest.fixture
+def small_disk(rig: Rig) -> Iterator[Disk]:
+    """The data directory on a disk of 8 MB."""
+    if os.geteuid() != 0:
+        absent("not root: no small disk can be mounted")
+    place = Path(rig.service.environment["TANGO_DATA_DIR"])
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], check=True)
+    yield Disk(place)
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+async def test_a_full_disk_refuses_uploads_and_keeps_what_jobs_said_until_there_is_room(
+    rig: Rig, small_disk: Disk, tmp_path: Path
+) -> None:
+    rig.service.environment["TANGO_DISPATCHER_STATE_DIR"] = str(tmp_path / "dispatcher")
+    await rig.service.run("tango-http")
+    dispatcher = await rig.dispatcher(TANGO_SLOTS="1")
+    await rig.put("two", 2)
+    await rig.running(await rig.add("one", 6))
+    small_disk.fill()
+    assert await refused(rig, "/upload/test/one/", {"Filename": "more"}) == (507, "The file store has no space left")
+    await rig.service.add("two", ["Makefile"], "two")
+    await rig.until(lambda: dispatcher.said().count("cannot be stored, trying again") > 3)
+    assert await rig.jobs(1) == {}
+    small_disk.clear()
+    await rig.ended("one", 6)
+    await rig.ended("two", 2)
+    assert [job["retries"] for job in (await rig.jobs(1)).values()] == [0, 0]
+    assert rig.begun() == ["one", "two"]
+    await rig.service.upload("one", {"more": b"x" * 8192})
+
+
+async def test_a_host_whose_disk_is_full_eats_no_job_and_goes_on_when_there_is_room(
+    rig: Rig, small_disk: Disk, tmp_path: Path
+) -> None:
+    """The machines are on the full disk, and so what they say is lost; they run again, and it is charged to nobody."""
+    rig.service.environment["TANGO_COURSELABS"] = str(tmp_path / "courselabs")
+    await rig.service.run("tango-http")
+    dispatcher = await rig.dispatcher(TANGO_SLOTS="1")
+    await rig.put("two", 2)
+    await rig.running(await rig.add("one", 6))
+    small_disk.fill()
+    await rig.service.add("two", ["Makefile"], "two")
+    await rig.until(lambda: "no job is claimed until the engine is well" in dispatcher.said())
+    await asyncio.sleep(1.5)
+    assert [job["assigned"] for job in (await rig.jobs(0)).values()] == [False, False]
+    small_disk.clear()
+    await rig.ended("one", 6)
+    await rig.ended("two", 2)
+    assert [job["retries"] for job in (await rig.jobs(1)).values()] == [0, 0]
+    assert rig.begun() == ["one", "one", "two"]
+
+
+async def refused(rig: Rig, path: str, headers: dict[str, str]) -> tuple[int, str]:
+    status, kind, body = await rig.service.call("POST", path, data=b"x" * 8192, headers=headers)
+    answer = json.loads(body)
+    assert (kind, answer["statusId"]) == ("application/json", -1)
+    return status, answer["statusMsg"]

@@ -88,6 +88,8 @@ def fault_of(error: Exception, *, engine_well: bool) -> Fault:
             return Fault("The grading host's engine does not answer.", "waitvm_timeouts", charged=False)
         case VmmsUnavailable():
             return Fault("The grading host's engine does not answer.", "runjob_errors", charged=False)
+        case VmmsError() if not engine_well:
+            return Fault("The grading host can run no job now.", "runjob_errors", charged=False)
         case ImageNotFound():
             return Fault("The image is not on the grading host.", "waitvm_timeouts")
         case NotStarted():
@@ -170,6 +172,9 @@ class Attempt:
         except Exception as error:
             if isinstance(error, VmmsUnavailable):
                 self._bench.images.lost(error)
+            elif isinstance(error, VmmsError | TimeoutError):
+                # Is it the machine, or the host? On a broken host every job would spend its retries at once.
+                await self._bench.images.look()
             if isinstance(error, VmmsError | TimeoutError):
                 log.warning("job %d: attempt %d: %s", claim.id, claim.attempt, error or "no machine in time")
             else:

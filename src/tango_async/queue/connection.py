@@ -139,8 +139,8 @@ def tell_loss(known: int, mark: int) -> None:
     given = mark - ID_RESERVE
     if known < given:
         log.error(
-            "Redis has lost jobs: it knows ids up to %d, and ids up to %d were given. It is empty or has an older file;"
-            " if there is a better one, stop everything and put it back. What it lost is not graded; ids go on above %d",
+            "Redis has lost jobs: it knows ids up to %d, and ids up to %d were given; its file is empty or too old."
+            " If there is a better one, stop all and put it back. What is lost is not graded; ids go on from %d",
             *(max(known, 0), given, mark),
         )
 

@@ -36,6 +36,8 @@ GUARD_S = 15
 """How much later than the deadline the supervisor ends a run whose own timer was stopped."""
 OUTPUT_SLACK_BYTES = 4 * 1024**2
 """How much more output is kept than what ends a job, so that the dispatcher sees which one it was."""
+ROOM_BYTES = 1024**2
+"""Space without which no machine is made: its records and what a job usually says."""
 UNFINISHED_S = 60.0
 """A record that was not finished so long ago never will be."""
 
@@ -129,6 +131,13 @@ class LocalSandbox:
         self._supervisors.clear()
 
     async def get_images(self) -> list[str]:
+        """Raises VmmsUnavailable if there is no room for a machine: every job would be lost here."""
+        try:
+            disk = os.statvfs(self._machines)
+        except OSError as e:
+            raise VmmsUnavailable(f"localSandbox: {self._machines}: {e.strerror}") from e
+        if disk.f_bavail * disk.f_frsize < ROOM_BYTES or (disk.f_files and not disk.f_favail):
+            raise VmmsUnavailable(f"localSandbox: {self._machines}: no space left for a machine")
         return sorted(name for name, root in self._images.items() if root == rootfs.HOST or Path(root).is_dir())
 
     async def load_image(self, name: str, archive: AsyncIterator[bytes]) -> None:
