@@ -40,7 +40,8 @@ CLOSE_S = 10.0
 
 async def run_http(settings: Settings, stop: asyncio.Event, ready: Ready) -> None:
     """The REST API, until `stop`. Raises ConfigError, QueueUnavailable."""
-    _require(settings.http.keys, "http.keys (TANGO_KEYS): a server without a key would let anyone in; set one")
+    keys = settings.http.keys or settings.http.keys_file
+    _require(keys, "http.keys (TANGO_KEYS): a server without a key would let anyone in; set one")
     _require(settings.queue.url, "queue.url (TANGO_REDIS_URL): unset; only `tango up` embeds a server")
     if not settings.callbacks.allow:
         log.warning("callbacks.allow is empty: callbacks may go to any host")

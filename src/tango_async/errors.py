@@ -3,7 +3,8 @@
     TangoError
     ├── ConfigError            a setting is missing or wrong; the message names it
     ├── BadRequest             the client sent something we refuse; the message is shown to it
-    │   └── BadName            … a name that may not reach a path
+    │   ├── BadName            … a name that may not reach a path
+    │   └── Forbidden          … with a key that may not do it
     ├── Rejected               addJob: one line per reason, as Tango's list of trace lines
     ├── NotFound               a courselab, job or output that is not there
     ├── StoreError             the file store could not do it
@@ -39,6 +40,10 @@ class BadRequest(TangoError):
 
 class BadName(BadRequest):
     """A name that may not become part of a path."""
+
+
+class Forbidden(BadRequest):
+    """What the key may not do."""
 
 
 class Rejected(TangoError):

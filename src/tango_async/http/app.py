@@ -13,8 +13,9 @@ from . import metrics, middleware
 from .connection import Runner
 from .fleet import Fleet
 from .health import READINESS, Readiness
+from .keys import Keys
 from .routes import add_routes
-from .service import SERVICE, Keys, Service
+from .service import SERVICE, Service
 
 MAX_LINE = 64 * 1024
 """Longest request line and header, so that a name that is too long reaches us and is answered."""
@@ -23,8 +24,9 @@ KEEPALIVE_S = 75.0
 
 
 def make_app(settings: Settings, queue: Queue, store: FileStore) -> web.Application:
+    """Raises ConfigError if the keys are wrong."""
     app = web.Application(middlewares=(metrics.measure, *middleware.ALL))
-    keys = Keys(settings.http.keys)
+    keys = Keys(settings.http.keys, settings.http.keys_file)
     app[SERVICE] = Service(settings=settings, queue=queue, store=store, fleet=Fleet(queue), keys=keys)
     app[READINESS] = Readiness(queue, store)
     app[metrics.METRICS] = metrics.Metrics()

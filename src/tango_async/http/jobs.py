@@ -13,13 +13,17 @@ from ..model import JobRecord, JobState
 from ..names import file_name
 from ..queue.redis import Cancelled
 from . import admission, answers, bodies, wire
-from .service import Service, lab_of, service_of
+from .keys import Access
+from .service import ACCESS, Service, lab_of, service_of
 
 log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[0-9]{1,18}", re.ASCII)
 _HEADER_END = b"\n---\n"
 """Ends the lines that the dispatcher writes above a job's output."""
+
+LOOK_THROUGH = 5
+"""Lists of `list_limit` jobs that are looked through for the jobs of one key."""
 
 _CANCEL_ANSWERS = {
     Cancelled.CANCELLED: (0, "Job cancelled"),
@@ -59,19 +63,31 @@ async def _tell_answered(service: Service, job_id: int) -> None:
 
 async def list_jobs(request: web.Request) -> web.Response:
     service = service_of(request)
-    which, limit = _number(request.match_info["number"], "list"), service.settings.http.list_limit
-    jobs: list[JobRecord] = []
-    if which == 0:
-        jobs = await service.queue.live(limit)
-    elif which == 1:
-        jobs = await service.queue.dead(limit)
+    which = _number(request.match_info["number"], "list")
+    jobs = await _visible_jobs(service, request[ACCESS], which) if which in (0, 1) else []
     return answers.json(await asyncio.to_thread(wire.encode_jobs, jobs))
+
+
+async def _visible_jobs(service: Service, access: Access, which: int) -> list[JobRecord]:
+    """Live or dead ones. Those of a key that does not see all are picked out of the next or newest few thousand."""
+    queue, limit = service.queue, service.settings.http.list_limit
+    if access.sees_all:
+        return await queue.live(limit) if which == 0 else await queue.dead(limit)
+    if which == 0:
+        return [job for job in await queue.live(limit * LOOK_THROUGH) if access.sees(job.spec)][:limit]
+    found: list[JobRecord] = []
+    for page in range(LOOK_THROUGH):
+        jobs = await queue.dead(limit, page * limit)
+        found += [job for job in jobs if access.sees(job.spec)]
+        if len(jobs) < limit or len(found) >= limit:
+            break
+    return found[:limit]
 
 
 async def partial_output(request: web.Request) -> web.Response:
     service = service_of(request)
-    job_id = _number(request.match_info["id"], "job id")
-    job = await service.queue.job(job_id)
+    job_id = job_number(request)
+    job = await _visible_job(service, request[ACCESS], job_id)
     output = b""
     if job is not None and job.state is JobState.DEAD:
         output = await _final_output(service, job)
@@ -95,15 +111,26 @@ async def _final_output(service: Service, job: JobRecord) -> bytes:
 
 async def cancel(request: web.Request) -> web.Response:
     """By output file as in Tango's forks, or by job id."""
-    queue = service_of(request).queue
+    service = service_of(request)
     if "courselab" in request.match_info:
         name = file_name(request.match_info["output_file"], "output file")
-        job = await queue.job_of_output(lab_of(request).stored, name)
-        result = Cancelled.NOT_FOUND if job is None else await queue.cancel(job.id)
+        job = await service.queue.job_of_output(lab_of(request).stored, name)
     else:
-        result = await queue.cancel(_number(request.match_info["id"], "job id"))
+        job = await _visible_job(service, request[ACCESS], job_number(request))
+    result = Cancelled.NOT_FOUND if job is None else await service.queue.cancel(job.id)
     status_id, message = _CANCEL_ANSWERS[result]
     return answers.json(wire.encode(wire.Answer(status_id=status_id, status_msg=message)))
+
+
+async def _visible_job(service: Service, access: Access, job_id: int) -> JobRecord | None:
+    """None also if it is another key's."""
+    job = await service.queue.job(job_id)
+    return job if job is not None and access.sees(job.spec) else None
+
+
+def job_number(request: web.Request) -> int:
+    """The id in the path. Raises BadRequest."""
+    return _number(request.match_info["id"], "job id")
 
 
 def _number(raw: str, what: str) -> int:

@@ -6,8 +6,10 @@ Keys are in every path and in file names, so everything that is logged here goes
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 from collections.abc import Awaitable, Callable
+from functools import wraps
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import hdrs, web
@@ -15,7 +17,7 @@ from aiohttp.abc import AbstractAccessLogger
 
 from ..errors import BadRequest, NotFound, QueueFull, QueueUnavailable, Rejected, StoreError, StoreFull
 from . import answers, bodies, wire
-from .service import KEY, service_of
+from .service import ACCESS, service_of
 
 log = logging.getLogger(__name__)
 
@@ -107,15 +109,30 @@ def _failure(request: web.Request, error: Exception) -> web.Response:
 
 @web.middleware
 async def require_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Lets in who knows a key, before anything of the body is read."""
+    """Lets in who knows a key, as often as that key may come, before anything of the body is read."""
     if "key" not in request.match_info:
         return await handler(request)
     _require_utf8(request.rel_url.raw_path)
-    key = service_of(request).keys.of(request)
-    if key is None:
+    keys = service_of(request).keys
+    access = keys.of(request)
+    if access is None:
         return answers.json(wire.failure("Key not recognized"))
-    request[KEY] = key
+    if wait_s := math.ceil(keys.wait_s(access)):
+        message = f"Too many requests with this key; try again in {wait_s} s"
+        return answers.json(wire.failure(message), status=429, headers={hdrs.RETRY_AFTER: str(wait_s)})
+    request[ACCESS] = access
     return await handler(request)
+
+
+def for_admins(handler: Handler) -> Handler:
+    """A handler that only keys with the scope admin reach."""
+
+    @wraps(handler)
+    async def checked(request: web.Request) -> web.StreamResponse:
+        request[ACCESS].require_admin()
+        return await handler(request)
+
+    return checked
 
 
 def _require_utf8(raw_path: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from . import courselabs, health, jobs, machines, metrics
-from .middleware import Handler
+from .middleware import Handler, for_admins
 
 
 def _part(name: str) -> str:
@@ -33,8 +33,8 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET POST", f"/jobs/{_KEY}/{_NUMBER}{_SLASH}", jobs.list_jobs),
     ("GET", f"/info/{_KEY}{_SLASH}", machines.info),
     ("GET", f"/pool/{_KEY}{_IMAGE_OR_ALL}", machines.pool),
-    ("GET POST", f"/prealloc/{_KEY}/{_IMAGE}/{_NUMBER}{_SLASH}", machines.prealloc),
-    ("POST", f"/build/{_KEY}{_SLASH}", machines.build),
+    ("GET POST", f"/prealloc/{_KEY}/{_IMAGE}/{_NUMBER}{_SLASH}", for_admins(machines.prealloc)),
+    ("POST", f"/build/{_KEY}{_SLASH}", for_admins(machines.build)),
     ("GET HEAD", "/healthz", health.healthz),
     ("GET HEAD", "/readyz", health.readyz),
     ("GET", "/metrics", metrics.metrics),
