@@ -203,6 +203,22 @@ async def test_a_running_job_waits_for_the_grace_and_can_be_adopted(settings: Se
     await quick.close()
 
 
+async def test_a_clock_that_is_set_back_holds_no_dead_dispatchers_job(queue: Queue, settings: Settings) -> None:
+    job_id = await add(queue)
+    await claim(queue)
+    hour_ms, held, server = 3_600_000, f"{settings.queue.prefix}held", f"{settings.queue.prefix}server"
+    before = await queue.now_ms() + hour_ms
+    await queue._command("ZADD", held, before, job_id)
+    await queue._command("HSET", server, "clock", before)
+    assert await queue.reap() == []
+    quiet_s = settings.dispatcher.lease_s * 4 / 3
+    now = await queue.now_ms()
+    assert float(await queue._command("ZSCORE", held, job_id)) <= now + quiet_s * 1000
+    await queue._command("ZADD", held, now - 1, job_id)
+    await queue._command("HSET", server, "quiet_until", now)
+    assert await queue.reap() == [(job_id, False)]
+
+
 async def test_a_callback_is_due_only_after_the_answer_was_flushed(queue: Queue) -> None:
     job_id = await add(queue, callback_url="http://127.0.0.1/cb")
     await queue.end(await claim(queue), Verdict.SUCCESS, "x", "ref")

@@ -8,7 +8,12 @@ local now = now_ms()
 local f = redis.call('HMGET', K('server'), 'quiet_until', 'clock')
 redis.call('HSET', K('server'), 'clock', int(now))
 if f[2] and (now < tonumber(f[2]) or now > f[2] + ARGV[4]) then
-  redis.call('HSET', K('server'), 'quiet_until', int(now + ARGV[3]))
+  local quiet = int(now + ARGV[3])
+  redis.call('HSET', K('server'), 'quiet_until', quiet)
+  -- A lease given before the clock was set back would hold a dead dispatcher's job for as long as the jump.
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', K('held'), '(' .. quiet, '+inf')) do
+    redis.call('ZADD', K('held'), quiet, id)
+  end
   return {}
 end
 if f[1] and now < tonumber(f[1]) then
