@@ -215,6 +215,29 @@ class TangoClient:
         answer = await self._call("POST", self._path("cancel", lab, output_file), {}, lambda: b"")
         return str(answer.get("statusMsg", ""))
 
+    # -- with a key of the scope admin; Tango has none of it -------------------------------------
+
+    async def callbacks(self, *, unsent: bool = False) -> list[dict[str, Any]]:
+        """How it stands with the callbacks: to be delivered, given up, delivered lately."""
+        answer = await self._call("GET", self._path("callbacks") + ("?unsent=1" if unsent else ""))
+        return _typed(answer.get("callbacks"), list[dict[str, Any]])
+
+    async def callback(self, job_id: int) -> dict[str, Any]:
+        """One job's, with a line for each try."""
+        answer = await self._call("GET", self._path("callbacks", str(job_id)))
+        return _typed(answer.get("callbacks"), list[dict[str, Any]])[0]
+
+    async def resend(self, job_id: int) -> str:
+        """Has a callback delivered now, also once more. Returns the server's words."""
+        answer = await self._call("POST", self._path("callbacks", str(job_id)), {}, lambda: b"")
+        return str(answer.get("statusMsg", ""))
+
+    async def erase(self, submitter: str) -> tuple[str, dict[str, int]]:
+        """Erases a submitter's data. Returns the server's words and its counts; again is no error."""
+        body = json.dumps({"submitter": submitter}).encode()
+        answer = await self._call("POST", self._path("erase"), {}, lambda: body)
+        return str(answer.get("statusMsg", "")), _typed(answer.get("erased"), dict[str, int])
+
     def lab_and_output(self, job: Job) -> tuple[str, str]:
         """The courselab and output name in a listed job's path, `courselabs/<key>-<lab>/output/<name>`."""
         parts = (job.output_file or "").split("/")

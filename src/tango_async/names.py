@@ -84,3 +84,17 @@ def names_submitter(name: str, address: str) -> bool:
     Never a name in which the address is the end of a longer one: `_` and `-` may be part of an address.
     """
     return re.search(rf"(?:^|[\s,;:()\[\]<>\"]){re.escape(address)}_", name) is not None
+
+
+def is_job_of(address: str, job_name: str, output_name: str) -> bool:
+    """Whether a job is that submitter's.
+
+    Autolab's jobs are `<course>_<assessment>_<version>_<address>`, their outputs `<address>_<version>_…`. The
+    output decides if it names anybody; then the job's name, where a longer address ends with others, too.
+    """
+    if names_submitter(output_name, address):
+        return True
+    if re.match(r"\S+@\S+?_\d+_", output_name):
+        return False
+    versioned = re.fullmatch(r".*_\d+_(.+)", job_name)
+    return versioned[1] == address if versioned else job_name.endswith("_" + address) or job_name == address

@@ -14,7 +14,6 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from dispatcher.conftest import Bench
-from tango_async.dispatcher.callbacks import _allowance
 
 Handler = Callable[[web.Request, int], Awaitable[web.Response]]
 
@@ -146,20 +145,3 @@ async def test_a_callback_waits_for_autolab_to_have_stored_the_id(bench: Bench, 
     assert 1.0 < (await bench.queue.next_due_s() or 0) <= 2.0
     assert receiver.came == []
     await arrived(receiver)
-
-
-@pytest.mark.parametrize(
-    ("allow", "url", "allowed"),
-    [
-        ((), "http://anything.example/x", True),
-        ((), "ftp://anything.example/x", False),
-        (("autolab.example",), "https://autolab.example/x", True),
-        (("autolab.example",), "https://evil-autolab.example/x", False),
-        (("*.example",), "https://a.b.example/x", True),
-        (("*.example",), "https://example/x", False),
-        (("autolab.example:8443",), "https://autolab.example/x", False),
-        (("autolab.example:443",), "https://AUTOLAB.example/x", True),
-    ],
-)
-def test_destinations_are_those_that_are_listed(allow: tuple[str, ...], url: str, allowed: bool) -> None:
-    assert _allowance(allow)(url) is allowed

@@ -148,6 +148,10 @@ async def test_a_keys_jobs_are_found_behind_those_of_others(api: Api) -> None:
         ("POST", "/prealloc/KEY/autograding_image/1/"),
         ("GET", "/prealloc/KEY/autograding_image/1"),
         ("POST", "/build/KEY/"),
+        ("GET", "/callbacks/KEY/"),
+        ("GET", "/callbacks/KEY/1/"),
+        ("POST", "/callbacks/KEY/1"),
+        ("POST", "/erase/KEY/"),
     ],
 )
 async def test_what_is_for_admins_needs_the_scope(api: Api, method: str, path: str) -> None:
@@ -155,6 +159,19 @@ async def test_what_is_for_admins_needs_the_scope(api: Api, method: str, path: s
         assert (await api.send(method, path.replace("KEY", key), b"")).outcome == NO_ADMIN
     for key in ("test", "staffkey", "ta"):
         assert (await api.send(method, path.replace("KEY", key), b"")).outcome != NO_ADMIN
+
+
+async def test_a_limited_admin_reaches_its_own_only(api: Api) -> None:
+    mine = (await add(api, "ta", "15213-a")).json["jobId"]
+    await api.end(b"x")
+    other = (await add(api, "plainkey", "15213-a")).json["jobId"]
+    await api.end(b"x")
+    assert [one["id"] for one in (await api.get("/callbacks/ta/")).json["callbacks"]] == [mine]
+    assert (await api.post(f"/callbacks/ta/{other}/")).outcome == (-2, "Job not found")
+    assert (await api.get(f"/callbacks/ta/{other}/")).json["statusId"] == -1
+    erased = await api.post("/erase/ta/", b'{"submitter": "student@example.edu"}')
+    assert erased.json["erased"]["jobs"] == 1
+    assert await listed(api, "test", 1) == [other]
 
 
 async def test_a_key_that_comes_too_often_is_told_to_wait(api: Api) -> None:

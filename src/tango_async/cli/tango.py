@@ -6,13 +6,9 @@ reached; 130: interrupted.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
-from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
 
 import click
 import msgspec
@@ -20,14 +16,11 @@ import msgspec
 from .. import __version__, config
 from ..client import Job, TangoClient
 from ..errors import ClientError, TangoError
+from . import admin, settings_table, terminal
 from . import run as runs
-from . import settings_table, terminal
+from .command import as_json_option, client_command
 
-DEFAULT_URL = "http://127.0.0.1:3000"
 DEFAULT_IMAGE = "autograding_image"
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class _Commands(click.Group):
@@ -50,6 +43,10 @@ def tango() -> None:
     """Grade submissions on a Tango server, and run one."""
 
 
+tango.add_command(admin.callbacks)
+tango.add_command(admin.erase)
+
+
 def main() -> None:
     """The console script."""
     try:
@@ -68,35 +65,6 @@ def main() -> None:
         sys.exit(2)
 
 
-def _client_command(
-    body: Callable[Concatenate[TangoClient, P], Awaitable[T]],
-) -> Callable[P, T]:
-    """A command whose first argument is a connected client, from --url and --key."""
-
-    @click.option("--url", envvar="TANGO_URL", default=DEFAULT_URL, show_default=True, help="The server. TANGO_URL")
-    @click.option("--key", envvar="TANGO_KEY", help="One of its keys. TANGO_KEY")
-    @wraps(body)
-    def command(url: str, key: str | None, *args: P.args, **kwargs: P.kwargs) -> T:
-        if not key:
-            raise click.UsageError("no key: give --key, or set TANGO_KEY to one of the server's TANGO_KEYS")
-        connected: str = key
-
-        async def work() -> T:
-            async with TangoClient(url, connected) as client:
-                return await body(client, *args, **kwargs)
-
-        try:
-            return asyncio.run(work())
-        except* TangoError as group:
-            error = runs.first_error(group)
-        raise error
-
-    return command  # type: ignore[return-value]
-
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
 @tango.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
@@ -109,8 +77,8 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--no-network", is_flag=True, help="Give the job no network.")
 @click.option("--callback", "callback_url", help="URL that gets the feedback, too.")
 @click.option("-q", "--quiet", is_flag=True, help="No live output.")
-@_as_json
-@_client_command
+@as_json_option
+@client_command
 async def run(
     client: TangoClient,
     directory: Path,
@@ -157,8 +125,8 @@ async def run(
 
 @tango.command()
 @click.option("--dead", is_flag=True, help="Those that ended.")
-@_as_json
-@_client_command
+@as_json_option
+@client_command
 async def jobs(client: TangoClient, dead: bool, as_json: bool) -> None:
     """List the jobs that wait or run."""
     found = await client.jobs(dead=dead)
@@ -171,8 +139,8 @@ async def jobs(client: TangoClient, dead: bool, as_json: bool) -> None:
 
 @tango.command()
 @click.argument("job_id", metavar="ID", type=int)
-@_as_json
-@_client_command
+@as_json_option
+@client_command
 async def job(client: TangoClient, job_id: int, as_json: bool) -> None:
     """Show one job, its events, and the output so far if it runs."""
     found, dead = await _find(client, job_id)
@@ -197,7 +165,7 @@ async def job(client: TangoClient, job_id: int, as_json: bool) -> None:
 
 @tango.command()
 @click.argument("job_id", metavar="ID", type=int)
-@_client_command
+@client_command
 async def cancel(client: TangoClient, job_id: int) -> None:
     """End a job that waits or runs."""
     found, dead = await _find(client, job_id)
@@ -208,8 +176,8 @@ async def cancel(client: TangoClient, job_id: int) -> None:
 
 @tango.command()
 @click.argument("image", default="")
-@_as_json
-@_client_command
+@as_json_option
+@client_command
 async def pools(client: TangoClient, image: str, as_json: bool) -> None:
     """List the pools of machines."""
     found = await client.pools(image)
@@ -221,8 +189,8 @@ async def pools(client: TangoClient, image: str, as_json: bool) -> None:
 
 
 @tango.command()
-@_as_json
-@_client_command
+@as_json_option
+@client_command
 async def info(client: TangoClient, as_json: bool) -> None:
     """Show the server's counters."""
     found = msgspec.to_builtins(await client.info())

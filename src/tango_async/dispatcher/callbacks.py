@@ -11,15 +11,14 @@ import hashlib
 import hmac
 import logging
 import random
-from collections.abc import Callable
 from contextlib import suppress
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import aiohttp
 from yarl import URL
 
 from ..config import Settings
+from ..destinations import allowance
 from ..errors import QueueUnavailable
 from ..files.base import FileStore
 from ..model import Due
@@ -45,7 +44,7 @@ class Callbacks:
         self._settings = settings.callbacks
         self._queue = queue
         self._store = store
-        self._allowed = _allowance(self._settings.allow)
+        self._allowed = allowance(self._settings.allow)
 
     async def run(self, done: asyncio.Event) -> None:
         """Delivers until told to stop; deliveries under way are then cut off, and made by the next one."""
@@ -124,24 +123,3 @@ class Callbacks:
                     raise Refused(str(answer.status))
                 url = url.join(URL(answer.headers["Location"]))
         raise Refused("too many redirects")
-
-
-def _allowance(allow: tuple[str, ...]) -> Callable[[str], bool]:
-    """Whether a URL's host may be called: name, *.domain, each with or without :port."""
-
-    def allowed(url: str) -> bool:
-        parts = urlsplit(url)
-        host = (parts.hostname or "").lower()
-        if parts.scheme not in ("http", "https") or not host:
-            return False
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        return not allow or any(_matches(entry.lower(), host, port) for entry in allow)
-
-    return allowed
-
-
-def _matches(entry: str, host: str, port: int) -> bool:
-    name, _, wanted = entry.rpartition(":") if entry.rpartition(":")[2].isdigit() else (entry, "", "")
-    if wanted and int(wanted) != port:
-        return False
-    return host.endswith(name[1:]) if name.startswith("*.") else host == name

@@ -14,6 +14,7 @@ from ipaddress import IPv6Address
 
 from .. import names
 from ..config import Limits as LimitSettings
+from ..destinations import allowance
 from ..errors import BadName, NotFound, Rejected
 from ..files.base import Pin
 from ..model import JobSpec, Limits
@@ -109,6 +110,8 @@ async def _check(service: Service, asked: AddJob) -> _Wanted:
     callback_url = asked.callback_url or asked.notify_url or None
     if callback_url and not _is_uri(callback_url):
         reasons.append("Bad callback_url: expected an absolute http or https URI")
+    elif callback_url and not allowance(service.settings.callbacks.allow)(callback_url):
+        reasons.append("Bad callback_url: callbacks may not go to that host")
     if reasons:
         raise Rejected(reasons)
     return _Wanted(name, image, output_name, files, callback_url)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from . import courselabs, health, jobs, machines, metrics
+from . import admin, courselabs, health, jobs, machines, metrics
 from .middleware import Handler, for_admins
 
 
@@ -35,6 +35,10 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", f"/pool/{_KEY}{_IMAGE_OR_ALL}", machines.pool),
     ("GET POST", f"/prealloc/{_KEY}/{_IMAGE}/{_NUMBER}{_SLASH}", for_admins(machines.prealloc)),
     ("POST", f"/build/{_KEY}{_SLASH}", for_admins(machines.build)),
+    ("GET", f"/callbacks/{_KEY}{_SLASH}", for_admins(admin.list_callbacks)),
+    ("GET", f"/callbacks/{_KEY}/{_ID}{_SLASH}", for_admins(admin.show_callback)),
+    ("POST", f"/callbacks/{_KEY}/{_ID}{_SLASH}", for_admins(admin.resend)),
+    ("POST", f"/erase/{_KEY}{_SLASH}", for_admins(admin.erase)),
     ("GET HEAD", "/healthz", health.healthz),
     ("GET HEAD", "/readyz", health.readyz),
     ("GET", "/metrics", metrics.metrics),

@@ -17,7 +17,7 @@ from msgspec import Struct, field
 
 from ..errors import BadRequest
 from ..feedback import ctime
-from ..model import JobRecord, JobState, PoolState
+from ..model import CallbackRecord, JobRecord, JobState, PoolState
 
 T = TypeVar("T", bound=Struct)
 
@@ -167,6 +167,59 @@ class JobEntry(Struct, frozen=True, kw_only=True, rename="camel"):
 
 class Jobs(Answer, frozen=True, kw_only=True):
     jobs: list[JobEntry]
+
+
+class CallbackEntry(Struct, frozen=True, kw_only=True):
+    """A callback as it stands. Dates are as in a job's trace."""
+
+    id: int
+    name: str
+    courselab: str
+    url: str
+    state: str
+    due: str | None
+    tries: int
+    last: str | None
+    log: list[str] | None = None
+
+
+class Callbacks(Answer, frozen=True, kw_only=True):
+    callbacks: list[CallbackEntry]
+
+
+class Erased(Struct, frozen=True, kw_only=True):
+    """What an erasure removed, and what it could not yet."""
+
+    jobs: int
+    callbacks: int
+    files: int
+    bytes: int
+    running: int
+
+
+class ErasedAnswer(Answer, frozen=True, kw_only=True):
+    erased: Erased
+
+
+class EraseRequest(Struct, frozen=True):
+    """erase's body."""
+
+    submitter: str
+
+
+def callback_entry(record: CallbackRecord, *, log: bool = False) -> CallbackEntry:
+    lines = [f"{ctime(line.at_ms)}|{line.text}" for line in record.log]
+    return CallbackEntry(
+        id=record.id,
+        name=record.spec.name,
+        courselab=record.spec.courselab,
+        url=record.url,
+        state=record.state,
+        due=ctime(record.due_ms) if record.due_ms else None,
+        tries=record.tries,
+        last=lines[-1] if lines else None,
+        log=lines if log else None,
+    )
 
 
 def job_entry(job: JobRecord) -> JobEntry:
