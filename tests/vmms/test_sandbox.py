@@ -271,6 +271,26 @@ async def test_a_job_can_make_no_namespace_and_write_no_system_file(backend: Bac
     assert ran.output.splitlines()[-1] == b"safe" and len(ran.output.splitlines()) == 2
 
 
+KEYRINGS = """\
+import ctypes, errno, os
+call = ctypes.CDLL(None, use_errno=True).syscall
+add_key, request_key, keyctl = {"x86_64": (248, 249, 250), "aarch64": (217, 218, 219)}[os.uname().machine]
+session = ctypes.c_int(-3)
+for tried in (
+    lambda: call(add_key, b"user", b"note", b"to others", ctypes.c_size_t(9), session),
+    lambda: call(request_key, b"user", b"note", None, session),
+    lambda: call(keyctl, 0, session, 1),
+    lambda: call(425, 8, ctypes.create_string_buffer(200)),
+):
+    print(tried(), errno.errorcode[ctypes.get_errno()])
+"""
+
+
+async def test_a_job_leaves_no_note_in_the_keyring_of_the_service(backend: Backend) -> None:
+    ran = await backend.run({"keyrings.py": KEYRINGS} | make("python3 keyrings.py"))
+    assert ran == Ran(Exit(0), b"-1 ENOSYS\n" * 4)
+
+
 async def test_the_host_is_reduced_to_its_system_directories(backend: Backend) -> None:
     ran = await backend.run(make("ls /", "ls /etc /var /home", "whoami; hostname"))
     top, rest = ran.output.split(b"/etc:")

@@ -30,7 +30,7 @@ FORBIDS = {
 }
 """Below /proc/sys: the value that forbids user namespaces, and one that allows them."""
 
-OPTIONS = ("--size", "--perms", "--clearenv", "--as-pid-1", "--info-fd")
+OPTIONS = ("--size", "--perms", "--clearenv", "--as-pid-1", "--info-fd", "--seccomp")
 PROBE_S = 20.0
 
 
@@ -63,9 +63,9 @@ def options(bwrap: str) -> frozenset[str]:
     return known
 
 
-def sandbox(command: Sequence[str], etc: Sequence[str]) -> None:
+def sandbox(command: Sequence[str], files: Sequence[str]) -> None:
     """Runs one sandbox. Raises VmmsUnavailable saying what forbids it."""
-    redirected = ["sh", "-c", f'exec "$@" 6>/dev/null {" ".join(etc)}', "probe", *command]
+    redirected = ["sh", "-c", f'exec "$@" 6>/dev/null {" ".join(files)}', "probe", *command]
     tried = _run(redirected)
     if tried.returncode != 0:
         raise VmmsUnavailable(f"localSandbox: {_reason(tried.stderr.strip() or f'status {tried.returncode}')}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..model import MachineSpec
+from . import seccomp
 from .bootstrap import HOME, PATH, WORK_DIR
 
 HOST = "host"
@@ -39,18 +40,23 @@ nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
 }
 """The host's /etc, as far as a job sees one."""
 
+FILTER, _FILTER_FD = "seccomp", 4
+
+FILES: Mapping[str, bytes] = {name: text.encode() for name, text in ETC.items()} | {FILTER: seccomp.program()}
+"""What bubblewrap reads from descriptors."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
     """One image's part of the arguments.
 
-    `etc` maps a descriptor that bubblewrap must be given to the name of the ETC file it reads there.
+    `files` maps a descriptor that bubblewrap must be given to the name of the one of FILES it reads there.
     """
 
     arguments: tuple[str, ...]
     uid: int
     gid: int
-    etc: Mapping[int, str]
+    files: Mapping[int, str]
 
 
 def view(root: str) -> View:
@@ -66,7 +72,7 @@ def _host() -> View:
     etc = dict(zip((5, 7, 8, 9), ETC, strict=True))
     for descriptor, name in etc.items():
         arguments += ["--perms", "0444", "--file", str(descriptor), f"/etc/{name}"]
-    return View((*arguments, "--dir", "/var", "--symlink", "../tmp", "/var/tmp"), UID, UID, etc)  # noqa: S108
+    return View((*arguments, "--dir", "/var", "--symlink", "../tmp", "/var/tmp"), UID, UID, {_FILTER_FD: FILTER, **etc})  # noqa: S108
 
 
 def _image(root: Path) -> View:
@@ -74,7 +80,7 @@ def _image(root: Path) -> View:
     if (root / "var/tmp").is_dir():
         arguments += ["--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/var/tmp"]  # noqa: S108
     uid, gid = _autograde(root / "etc/passwd")
-    return View((*arguments, "--dir", "/run", "--dir", "/root"), uid, gid, {})
+    return View((*arguments, "--dir", "/run", "--dir", "/root"), uid, gid, {_FILTER_FD: FILTER})
 
 
 def _entry(source: Path, at: str) -> list[str]:
@@ -105,6 +111,7 @@ def arguments(bwrap: str, seen: View, spec: MachineSpec, *, nested_users: bool) 
     return [
         bwrap, "--unshare-all", "--unshare-user", *([] if nested_users else ["--disable-userns"]),
         "--die-with-parent", "--new-session", "--as-pid-1", "--info-fd", "6", "--cap-drop", "ALL",
+        "--seccomp", str(_FILTER_FD),
         "--uid", str(seen.uid), "--gid", str(seen.gid), "--hostname", "tango",
         "--clearenv", "--setenv", "HOME", HOME, "--setenv", "PATH", PATH, "--setenv", "USER", "autograde",
         "--setenv", "LOGNAME", "autograde", "--setenv", "LANG", "C.UTF-8", "--setenv", "TERM", "dumb",

@@ -70,7 +70,7 @@ class LocalSandbox:
         self._settings = settings
         self._install = install
         self._machines = settings.state_dir / "machines"
-        self._etc = settings.state_dir / "sandbox-etc"
+        self._files = settings.state_dir / "sandbox-files"
         self._images = {name.removesuffix(":latest"): root for name, root in settings.sandbox.images.items()}
         self._bwrap = settings.sandbox.bwrap
         self._nested_users = False
@@ -88,16 +88,16 @@ class LocalSandbox:
         self._nested_users = "--disable-userns" not in probe.options(self._bwrap)
         try:
             self._machines.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._etc.mkdir(exist_ok=True)
-            for name, text in rootfs.ETC.items():
-                (self._etc / name).write_text(text)
+            self._files.mkdir(exist_ok=True)
+            for name, content in rootfs.FILES.items():
+                (self._files / name).write_bytes(content)
             self._sweep()
         except OSError as e:
             raise VmmsUnavailable(f"localSandbox: {e.filename or self._machines}: {e.strerror}") from e
         spec = MachineSpec(image=rootfs.HOST, network=False, cores=1, memory_bytes=1, processes=1, disk_bytes=1024**2)
         seen = rootfs.view(rootfs.HOST)
-        etc = [f"{fd}<{shlex.quote(str(self._etc / name))}" for fd, name in seen.etc.items()]
-        probe.sandbox([*self._enter(seen, spec), "/bin/sh", "-c", ":"], etc)
+        files = [f"{fd}<{shlex.quote(str(self._files / name))}" for fd, name in seen.files.items()]
+        probe.sandbox([*self._enter(seen, spec), "/bin/sh", "-c", ":"], files)
         if self._settings.sandbox.cgroup:
             self._cgroups.open()
         if not self._cgroups.bounds("memory"):
@@ -163,7 +163,7 @@ class LocalSandbox:
             command = supervisor_command(
                 directory,
                 [*self._enter(seen, spec), *bootstrap_command(machine.nonce)],
-                {fd: self._etc / name for fd, name in seen.etc.items()},
+                {fd: self._files / name for fd, name in seen.files.items()},
                 output_bytes=self._settings.limits.output_stop_bytes + OUTPUT_SLACK_BYTES,
                 guard_s=self._settings.limits.max_timeout_s + GUARD_S,
                 groups=groups,
@@ -257,7 +257,10 @@ class LocalSandbox:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def get_vms(self) -> list[Machine]:
-        found = (self._record(directory) for directory in sorted(self._machines.iterdir()))
+        try:
+            found = [self._record(directory) for directory in sorted(self._machines.iterdir())]
+        except OSError as e:
+            raise VmmsUnavailable(f"localSandbox: {self._machines}: {e.strerror}") from e
         return [record.machine() for record in found if record]
 
     async def adopt(self, machine: Machine) -> None:

@@ -56,7 +56,7 @@ exec 4<&-
     groups=${groups#*"$newline"}
   done
   echo 500 >/proc/self/oom_score_adj
-  exec "$@" 6>init @ETC@ 3>&-
+  exec "$@" 6>init @FILES@ 3>&-
 ) >&3 2>&3
 code=$?
 exec </dev/null 3>&-
@@ -82,13 +82,13 @@ _INIT = re.compile(r'"child-pid": (\d+)\D')
 def command(
     directory: Path,
     run: Sequence[str],
-    etc: Mapping[int, Path],
+    files: Mapping[int, Path],
     *,
     output_bytes: int,
     guard_s: int,
     groups: Sequence[Path],
 ) -> list[str]:
-    script = SCRIPT.replace("@ETC@", " ".join(f"{fd}<{shlex.quote(str(path))}" for fd, path in etc.items()))
+    script = SCRIPT.replace("@FILES@", " ".join(f"{fd}<{shlex.quote(str(path))}" for fd, path in files.items()))
     joined = "".join(f"{group}\n" for group in groups)
     return ["sh", "-c", script, "tango-sandbox", str(directory), str(output_bytes // 512), str(guard_s), joined, *run]
 
