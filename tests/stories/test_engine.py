@@ -12,7 +12,7 @@ from stories.conftest import dispatched
 from support.engine import PrivateEngine
 from support.service import Service
 
-COUNTED = b"autograde:\n\t@for i in 1 2 3 4 5 6 7 8; do echo tick $$i; sleep 0.5; done\n"
+COUNTED = b"autograde:\n\t@for i in 1 2 3 4 5 6 7 8; do echo tick $$i; sleep 0.3; done\n"
 ENDED = "Autodriver: Job exited with status 0\n" + "".join(f"tick {i}\n" for i in range(1, 9))
 
 

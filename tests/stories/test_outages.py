@@ -9,8 +9,9 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from conftest import absent
 from stories.conftest import Rig, dispatched
 from support.service import addjob
 
-AWAY_S = 6.0
+AWAY_S = 4.5
 """Longer than the lease and the grace for adoption together."""
 
 STUCK = """
@@ -60,21 +61,30 @@ class Disk:
         (self.place / "ballast").unlink()
 
 
-@pytest.fixture
-async def callbacks() -> AsyncIterator[tuple[str, list[str]]]:
-    """A receiver, and what it was sent."""
-    came: list[str] = []
+@dataclass
+class Receiver:
+    """Takes callbacks, or refuses them."""
 
-    async def receive(request: web.Request) -> web.Response:
+    url: str = ""
+    well: bool = True
+    came: list[str] = field(default_factory=list)
+
+    async def receive(self, request: web.Request) -> web.Response:
         part = (await request.post())["file"]
         assert isinstance(part, web.FileField)
-        came.append(part.file.read().decode())
+        if not self.well:
+            return web.Response(status=503)
+        self.came.append(part.file.read().decode())
         return web.Response(status=204)
 
-    app = web.Application()
-    app.router.add_post("/cb", receive)
-    async with TestServer(app) as receiver:
-        yield str(receiver.make_url("/cb")), came
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    receiver, app = Receiver(), web.Application()
+    app.router.add_post("/cb", receiver.receive)
+    async with TestServer(app) as server:
+        receiver.url = str(server.make_url("/cb"))
+        yield receiver
 
 
 def leave(rig: Rig, how: str) -> None:
@@ -108,13 +118,11 @@ async def refused_everywhere(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("how", ["killed", "hangs"])
-async def test_jobs_run_on_while_redis_is_away_and_each_ends_once(
-    rig: Rig, callbacks: tuple[str, list[str]], how: str
-) -> None:
+async def test_jobs_run_on_while_redis_is_away_and_each_ends_once(rig: Rig, receiver: Receiver, how: str) -> None:
     await rig.service.run("tango-http")
     dispatcher = await rig.dispatcher(TANGO_SLOTS="2")
-    ticks = {"short": 8, "long": 32, "waits": 4}
-    ids = [await rig.add(name, number, callback_url=callbacks[0]) for name, number in ticks.items()]
+    ticks = {"short": 8, "long": 22, "waits": 4}
+    ids = [await rig.add(name, number, callback_url=receiver.url) for name, number in ticks.items()]
     await rig.put("late", 4)
     await rig.running(*ids[:2])
     leave(rig, how)
@@ -130,8 +138,8 @@ async def test_jobs_run_on_while_redis_is_away_and_each_ends_once(
     feedbacks = [await rig.ended(name, number) for name, number in ticks.items()]
     assert [(job["retries"], dispatched(job)) for job in (await rig.jobs(1)).values()] == [(0, 1)] * 4
     assert rig.begun() == sorted([*ticks, "late"])
-    await rig.until(lambda: len(callbacks[1]) == 3)
-    assert sorted(callbacks[1]) == sorted(feedbacks)
+    await rig.until(lambda: len(receiver.came) == 3)
+    assert sorted(receiver.came) == sorted(feedbacks)
     assert dispatcher.popen.poll() is None
     assert set((await rig.service.json("GET", "/open/test/short/"))["files"]) == {"Makefile", "later"}
 
@@ -142,6 +150,8 @@ async def test_redis_back_empty_is_said_loudly_and_repeats_no_id_and_leaves_no_m
 ) -> None:
     server = await rig.service.run("tango-http")
     dispatcher = await rig.dispatcher(TANGO_SLOTS="1")
+    await rig.add("ended", 1)
+    result = await rig.ended("ended", 1)
     lost = [await rig.add("one", 40), await rig.add("two", 1)]
     await rig.running(lost[0])
     rig.redis.kill()
@@ -156,7 +166,11 @@ async def test_redis_back_empty_is_said_loudly_and_repeats_no_id_and_leaves_no_m
     await rig.ended("three", 2)
     assert "Redis has lost jobs" in server.said()
     assert dispatcher.popen.poll() is None
-    assert rig.begun() == ["one", "three"]
+    assert rig.begun() == ["ended", "one", "three"]
+    for name in ("ended", "one", "two"):
+        assert (await rig.service.json("GET", f"/poll/test/{name}/{name}"))["statusMsg"] == "Output file not found"
+    kept = Path(rig.service.environment["TANGO_DATA_DIR"]) / "courselabs/test-ended/output/ended"
+    assert kept.read_text() == result
 
 
 @pytest.mark.parametrize("wakes", ["while the other one runs it", "after the other one ended it"])
@@ -205,16 +219,16 @@ async def test_jobs_that_a_lost_dispatcher_had_not_begun_go_elsewhere_when_its_l
 
 
 async def test_a_job_of_a_lost_dispatcher_runs_again_elsewhere_only_after_the_grace(rig: Rig) -> None:
-    rig.service.environment |= {"TANGO_DISPATCHER_LEASE_S": "1", "TANGO_DISPATCHER_ADOPT_GRACE_S": "3"}
+    rig.service.environment |= {"TANGO_DISPATCHER_LEASE_S": "1", "TANGO_DISPATCHER_ADOPT_GRACE_S": "2"}
     await rig.service.run("tango-http")
     lost = await rig.dispatcher()
-    await rig.running(await rig.add("one", 10))
+    await rig.running(await rig.add("one", 4))
     await rig.dispatcher()
     lost.kill()
     killed = time.monotonic()
     await rig.until(lambda: rig.begun() == ["one", "one"])
-    assert 3 < time.monotonic() - killed < 1 + 3 + 10
-    await rig.ended("one", 10)
+    assert 2 < time.monotonic() - killed < 1 + 2 + 10
+    await rig.ended("one", 4)
     assert [job["retries"] for job in (await rig.jobs(1)).values()] == [1]
     await rig.until(lambda: [machine[:2] for machine in rig.machines()] == ["0/"])
     await rig.dispatcher()
@@ -252,8 +266,41 @@ async def test_what_is_ordered_of_the_pools_outlives_every_part(rig: Rig) -> Non
     await rig.until(lambda: not rig.machines())
 
 
+async def test_a_host_that_lost_all_its_processes_at_once_goes_on_with_everything_it_had_answered(
+    rig: Rig, receiver: Receiver
+) -> None:
+    receiver.well = False
+    server, dispatcher = await rig.service.run("tango-http"), await rig.dispatcher(TANGO_SLOTS="1")
+    ended = await rig.add("ended", 1, callback_url=receiver.url)
+    result = await rig.ended("ended", 1)
+    runs, waits = await rig.add("runs", 8, callback_url=receiver.url), await rig.add("waits", 1)
+    await rig.running(runs)
+    for process in (server, dispatcher):
+        process.kill()
+    rig.redis.kill()
+    kill_machines(rig)
+    receiver.well = True
+    rig.redis.start()
+    await rig.service.run("tango-http")
+    await rig.dispatcher(TANGO_SLOTS="1")
+    assert await rig.ended("ended", 1) == result
+    feedbacks = [result, await rig.ended("runs", 8)]
+    await rig.ended("waits", 1)
+    assert {job_id: job["retries"] for job_id, job in (await rig.jobs(1)).items()} == {ended: 0, runs: 1, waits: 0}
+    assert rig.begun() == ["ended", "runs", "runs", "waits"]
+    assert await rig.add("later", 1) > waits
+    await rig.until(lambda: len(receiver.came) == 2)
+    assert sorted(receiver.came) == sorted(feedbacks)
+
+
+def kill_machines(rig: Rig) -> None:
+    """As a reboot does."""
+    for machine in Path(rig.service.environment["TANGO_DATA_DIR"]).glob("dispatcher/*/machines/*"):
+        os.killpg(int((machine / "supervisor").read_text().split()[0]), signal.SIGKILL)
+
+
 @pytest.fixture
-def small_disk(rig: Rig) -> Iterator[Disk]:
+async def small_disk(rig: Rig) -> AsyncIterator[Disk]:
     """The data directory on a disk of 8 MB."""
     if os.geteuid() != 0:
         absent("not root: no small disk can be mounted")
@@ -261,25 +308,27 @@ def small_disk(rig: Rig) -> Iterator[Disk]:
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], check=True)
     yield Disk(place)
+    await rig.service.end()
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 async def test_a_full_disk_refuses_uploads_and_keeps_what_jobs_said_until_there_is_room(
-    rig: Rig, small_disk: Disk, tmp_path: Path
+    rig: Rig, receiver: Receiver, small_disk: Disk, tmp_path: Path
 ) -> None:
     rig.service.environment["TANGO_DISPATCHER_STATE_DIR"] = str(tmp_path / "dispatcher")
     await rig.service.run("tango-http")
     dispatcher = await rig.dispatcher(TANGO_SLOTS="1")
     await rig.put("two", 2)
-    await rig.running(await rig.add("one", 6))
+    await rig.running(await rig.add("one", 6, callback_url=receiver.url))
     small_disk.fill()
     assert await refused(rig, "/upload/test/one/", {"Filename": "more"}) == (507, "The file store has no space left")
     await rig.service.add("two", ["Makefile"], "two")
     await rig.until(lambda: dispatcher.said().count("cannot be stored, trying again") > 3)
-    assert await rig.jobs(1) == {}
+    assert (await rig.jobs(1), receiver.came) == ({}, [])
     small_disk.clear()
-    await rig.ended("one", 6)
+    feedback = await rig.ended("one", 6)
     await rig.ended("two", 2)
+    await rig.until(lambda: receiver.came == [feedback])
     assert [job["retries"] for job in (await rig.jobs(1)).values()] == [0, 0]
     assert rig.begun() == ["one", "two"]
     await rig.service.upload("one", {"more": b"x" * 8192})
@@ -311,3 +360,37 @@ async def refused(rig: Rig, path: str, headers: dict[str, str]) -> tuple[int, st
     answer = json.loads(body)
     assert (kind, answer["statusId"]) == ("application/json", -1)
     return status, answer["statusMsg"]
+
+
+async def test_the_embedded_server_outlives_a_full_disk_with_all_that_was_answered(rig: Rig, small_disk: Disk) -> None:
+    del rig.service.environment["TANGO_REDIS_URL"]
+    up = await rig.service.run("tango", "up", TANGO_SLOTS="1")
+    await rig.put("late", 1)
+    await rig.running(await rig.add("one", 12))
+    small_disk.fill()
+    accepted = await add_until_refused(rig)
+    await asyncio.sleep(2)
+    small_disk.clear()
+    async with asyncio.timeout(20):
+        while (await rig.service.call("GET", "/readyz"))[0] != 200:
+            await asyncio.sleep(0.1)
+    await rig.ended("one", 12)
+    for name in accepted:
+        assert (await rig.service.poll("late", name)).endswith("tick 1\n")
+    await rig.add("two", 1)
+    await rig.ended("two", 1)
+    assert {job["retries"] for job in (await rig.jobs(1)).values()} == {0}
+    assert up.popen.poll() is None
+
+
+async def add_until_refused(rig: Rig) -> list[str]:
+    """The jobs for which there was still room."""
+    accepted: list[str] = []
+    while True:
+        body = addjob("late", ["Makefile"], name := f"late{len(accepted)}")
+        status, kind, said = await rig.service.call("POST", "/addJob/test/late/", data=body)
+        assert kind == "application/json"
+        if status != 200:
+            assert (status in (503, 507), json.loads(said)["statusId"]) == (True, -1), said
+            return accepted
+        accepted.append(name)
