@@ -88,6 +88,18 @@ async def test_a_machine_that_cannot_be_made_is_tried_again(bench: Bench) -> Non
     await bench.until_true(lambda: not bench.engine.machines)
 
 
+async def test_a_defect_met_while_machines_are_prepared_stops_nothing(bench: Bench) -> None:
+    bench.change(machine_wait_s=0.5, lease_s=0.6)
+    bench.engine.refuse_creation = [OverflowError("a defect")]
+    await bench.queue.want_pool("autograding_image", 1, None, None, None)
+    await bench.start()
+    await bench.until_true(lambda: not bench.engine.refuse_creation)
+    job, _ = await bench.grade("exit 0")
+    assert job.verdict is Verdict.SUCCESS
+    await bench.queue.want_pool("autograding_image", 0, None, None, None)
+    await bench.until_true(lambda: not bench.engine.machines)
+
+
 async def test_a_missing_input_is_told_and_not_repeated(bench: Bench) -> None:
     job_id = await bench.add("exit 0")
     job = await bench.queue.job(job_id)

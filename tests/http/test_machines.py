@@ -93,7 +93,13 @@ async def test_a_bad_number_of_machines_is_refused(api: Api, number: str) -> Non
     assert reply.outcome == (-1, "Bad number of machines: expected 0 to 1000")
 
 
-@pytest.mark.parametrize("body", [b"{x", b"[]", b'{"cores": "many"}', b"cores=many", b"\xff=1"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{x", b"[]", b'{"cores": "many"}', b"cores=many", b"\xff=1",
+        b"cores=inf", b"cores=nan", b"cores=-1", b"memory=-1", b'{"cores": 1e300}', b'{"memory": 9999999999999}',
+    ],
+)  # fmt: skip
 async def test_a_bad_prealloc_body_is_refused(api: Api, body: bytes) -> None:
     await api.publish(IMAGE)
     assert (await api.post(f"/prealloc/test/{IMAGE}/1/", body)).outcome[0] == -1

@@ -108,8 +108,10 @@ class Pool:
             try:
                 made = await self._refill_once()
                 backoff_s = 0.5
-            except (VmmsError, TimeoutError) as e:
-                log.warning("a prepared machine could not be made, next try in %.0f s: %s", backoff_s, e or "too slow")
+            except Exception as e:  # whatever it is, jobs do not depend on prepared machines
+                ours = None if isinstance(e, VmmsError | TimeoutError) else e
+                said = "a prepared machine could not be made, next try in %.1f s: %s"
+                log.warning(said, backoff_s, e or "too slow", exc_info=ours)
                 await _first(stop.wait(), asyncio.sleep(backoff_s))
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
                 continue

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from ..errors import BadRequest
 from ..feedback import ctime
@@ -51,11 +51,11 @@ class AddJob(Struct, frozen=True):
 
 
 class Prealloc(Struct, frozen=True):
-    """prealloc's body. `memory` is in MiB."""
+    """prealloc's body. `memory` is in MiB; 0 is as much as a job has."""
 
     vmms: str | None = None
-    cores: float | None = None
-    memory: int | None = None
+    cores: Annotated[float, Meta(ge=0, le=4096)] | None = None
+    memory: Annotated[int, Meta(ge=0, le=1 << 30)] | None = None
 
 
 def read_json(body: bytes, kind: type[T]) -> T:
