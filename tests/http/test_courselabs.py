@@ -96,6 +96,7 @@ FORM = (
     b'--B\r\nContent-Disposition: form-data; name="note"\r\n\r\nhi\r\n'
     b'--B\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\n\r\nsome\r\nbytes\xff\r\n--B--\r\n'
 )
+NESTED = b"--B\r\nContent-Type: multipart/mixed; boundary=B\r\n\r\n" * 3000
 MULTIPART = "Content-Type: multipart/form-data; boundary=B\r\n"
 
 
@@ -109,7 +110,7 @@ async def test_a_form_under_a_filename_header_is_just_bytes(lab: Api, labs: Path
     assert (labs / "test-lab" / "raw").read_bytes() == FORM % b"form.c"
 
 
-@pytest.mark.parametrize("body", [b"", b"junk", FORM[:20], FORM[:80], FORM[:130], FORM % b"../x", b"--B--\r\n"])
+@pytest.mark.parametrize("body", [b"", b"junk", FORM[:20], FORM[:80], FORM[:130], FORM % b"../x", b"--B--\r\n", NESTED])
 async def test_a_broken_form_is_refused_and_leaves_nothing(lab: Api, labs: Path, body: bytes) -> None:
     before = sorted(labs.rglob("*"))
     assert (await lab.post("/upload/test/lab/", body, MULTIPART)).outcome[0] == -1

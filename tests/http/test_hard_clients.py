@@ -173,6 +173,15 @@ async def test_unknown_routes_and_methods_say_so_in_json(api: Api, method: str, 
     writer.close()
 
 
+async def test_what_is_no_http_is_a_line_in_the_log_and_no_traceback(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    reply = await api.send("GET", "/open/test/lab/", headers="X: a\0b\r\n")
+    assert (reply.status, reply.json["statusId"]) == (400, -1)
+    assert "no HTTP request" in caplog.text and "Traceback" not in caplog.text
+
+
 async def test_no_key_is_logged(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     await api.get("/open/test/lab/")

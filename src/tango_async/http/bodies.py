@@ -107,7 +107,7 @@ async def named_file(request: web.Request, limit: int, http: Http) -> tuple[str,
                 return file_name(part.filename, "Filename"), _part(form, part, limit, http)
     except TimeoutError as e:
         raise BodyTooSlow("The body comes too slowly") from e
-    except (ValueError, *_CUT) as e:
+    except (ValueError, RecursionError, *_CUT) as e:  # forms within forms, thousands deep
         raise BodyCut("Malformed multipart form") from e
 
 

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds; not logged as long as all is well."""
 
+NO_METHOD = "UNKNOWN"
+"""What aiohttp gives to a request that it could not read."""
+
 SLOW = 408
 """Answered to a client that is not worth waiting for: its connection is closed at once."""
 
@@ -38,7 +41,8 @@ class AccessLogger(AbstractAccessLogger):
         return self.logger.isEnabledFor(logging.INFO)
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        path = _shown_path(request) if isinstance(request, web.Request) else "-"
+        # What was no HTTP has been logged as such, and has no route to tell its path by.
+        path = _shown_path(request) if isinstance(request, web.Request) and request.method != NO_METHOD else "-"
         if path in PROBES and response.status < 400:
             return
         self.logger.info("%s %s %s %d %.0f ms", request.remote, request.method, path, response.status, time * 1000)
