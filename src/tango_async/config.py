@@ -171,7 +171,7 @@ class Sandbox(Group, frozen=True):
     bwrap: str = "bwrap"
     """Bubblewrap's program."""
     uid: Annotated[int, Meta(ge=1)] = 64_123
-    """The uid that jobs have on the host when the dispatcher runs as root; never 0."""
+    """The first of 960 uids that jobs have on the host when the dispatcher runs as root, each its own; never 0."""
     cgroup: bool = True
     """Limit memory and processes by cgroup where one is writable."""
 

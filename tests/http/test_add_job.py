@@ -304,3 +304,10 @@ async def test_a_job_that_waits_for_an_image_says_so(lab: Api) -> None:
     served = await spec_of(lab, await lab.add(timeout=21))
     assert (len(waiting.notes), len(served.notes)) == (1, 0)
     assert "waits" in waiting.notes[0]
+
+
+@pytest.mark.parametrize("name", ["GNUmakefile", "makefile"])
+async def test_no_file_takes_the_makefiles_place(lab: Api, name: str) -> None:
+    files = [{"localFile": "autograde-Makefile", "destFile": "Makefile"}, {"localFile": "hello.sh", "destFile": name}]
+    reply = await lab.add(files=files)
+    assert f"{name} would be read instead of the Makefile" in str(reply.message)

@@ -22,7 +22,7 @@ from tango_async.config import Limits, Sandbox, Settings, Store
 from tango_async.errors import ImageNotFound, MachineLost, NotStarted, VmmsUnavailable
 from tango_async.model import Exit
 from tango_async.vmms import cgroup
-from tango_async.vmms.sandbox import OUTPUT_SLACK_BYTES, LocalSandbox
+from tango_async.vmms.sandbox import OUTPUT_SLACK_BYTES, UIDS, LocalSandbox
 
 INSTALL = f"test-{os.getpid()}"
 UID = 40_000 + os.getpid() % 20_000
@@ -53,7 +53,7 @@ def of_jobs() -> list[str]:
         except OSError:
             continue
         zombie = text["State"].strip().startswith("Z")
-        if text["PPid"].strip() == str(os.getpid()) if zombie else text["Uid"].split()[0] == str(UID):
+        if text["PPid"].strip() == str(os.getpid()) if zombie else UID <= int(text["Uid"].split()[0]) < UID + UIDS:
             found.append(f"{status.parent.name} {text['Name'].strip()}")
     return found
 
@@ -419,3 +419,18 @@ async def test_control_groups_of_version_2() -> None:
         await cgroup.remove([base / "dispatcher"] if offered else [])
         inside.kill()
     await cgroup.remove([base])
+
+
+async def test_no_two_machines_have_one_uid(backend: Backend) -> None:
+    """The kernel counts inotify watches, pipe pages and message queues by uid: no limit is shared."""
+    async with backend.machine() as one, backend.machine() as two:
+        for machine in (one, two):
+            await backend.vmms.copy_in(machine, inputs(make("echo up; sleep 60")), limit())
+            assert await first_output(backend.vmms, machine) == b"up\n"
+        uids = {
+            line.split()[1]
+            for status in Path("/proc").glob("[0-9]*/status")
+            for line in status.read_text().splitlines()
+            if line.startswith("Uid:") and UID <= int(line.split()[1]) < UID + UIDS
+        }
+        assert len(uids) == 2

@@ -23,6 +23,9 @@ from .wire import AddJob, InputEntry
 
 MAKEFILE = "Makefile"
 
+RIVALS = ("GNUmakefile", "makefile")
+"""Names that GNU make prefers: a student's file of such a name would be run in place of the instructor's."""
+
 UNOFFERED = "No living dispatcher offers the image now; the job waits until one does"
 
 _URI = re.compile(
@@ -144,6 +147,7 @@ def _files(entries: list[InputEntry], reasons: list[str]) -> list[tuple[str, str
     files = [(_name(e.local, "localFile", reasons), _name(e.dest, "destFile", reasons)) for e in entries]
     if len(reasons) > before:
         return []
+    reasons += [f"{dest} would be read instead of the Makefile" for _, dest in files if dest in RIVALS]
     times = Counter(dest for _, dest in files)
     makefiles = times.pop(MAKEFILE, 0)
     if makefiles == 0:

@@ -47,7 +47,7 @@ order=.tango-$nonce
 [ -f "$order" ] && read -r seen limit_s blocks processes <"$order" && [ "$seen" = "$nonce" ] || exit 92
 rm -f "$order"
 command -v make >/dev/null && command -v timeout >/dev/null || exit 93
-ulimit -c 0; ulimit -f "$blocks" || exit 94
+ulimit -c 0; ulimit -n 4096 2>/dev/null; ulimit -f "$blocks" || exit 94
 if [ "$processes" -gt 0 ]; then
   ulimit -p "$processes" 2>/dev/null || ulimit -u "$processes" 2>/dev/null || exit 94
 fi

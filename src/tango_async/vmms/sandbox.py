@@ -38,6 +38,9 @@ OUTPUT_SLACK_BYTES = 4 * 1024**2
 """How much more output is kept than what ends a job, so that the dispatcher sees which one it was."""
 ROOM_BYTES = 1024**2
 """Space without which no machine is made: its records and what a job usually says."""
+UIDS = 64
+"""How many uids one dispatcher has for its machines; one more would share the first's."""
+PLACES = 15
 UNFINISHED_S = 60.0
 """A record that was not finished so long ago never will be."""
 
@@ -55,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     boot_id: str
     groups: tuple[str, ...]
+    uid: int = 0
 
     def machine(self) -> Machine:
         return Machine(id=self.id, spec=self.spec, nonce=self.nonce, owner=self.owner)
@@ -77,6 +81,10 @@ class LocalSandbox:
         self._cgroups = cgroup.Cgroups()
         self._supervisors: dict[str, Supervisor] = {}
         self._boot_id = this_boot()
+        # Dispatchers of one host have numbered places, and each of them uids of its own.
+        place = settings.state_dir.name
+        self._first_uid = settings.sandbox.uid + UIDS * (int(place) % PLACES if place.isdecimal() else 0)
+        self._uids: dict[str, int] = {}
         self._group = "tango-" + re.sub(r"[^A-Za-z0-9]", "-", install)
 
     async def open(self) -> None:
@@ -97,7 +105,8 @@ class LocalSandbox:
         spec = MachineSpec(image=rootfs.HOST, network=False, cores=1, memory_bytes=1, processes=1, disk_bytes=1024**2)
         seen = rootfs.view(rootfs.HOST)
         files = [f"{fd}<{shlex.quote(str(self._files / name))}" for fd, name in seen.files.items()]
-        probe.sandbox([*self._enter(seen, spec), "/bin/sh", "-c", ":"], files)
+        probe.sandbox([*self._enter(seen, spec, self._first_uid), "/bin/sh", "-c", ":"], files)
+        self._uids = {record.id: record.uid for d in self._machines.iterdir() if (record := _read(d))}
         if self._settings.sandbox.cgroup:
             self._cgroups.open()
         if not self._cgroups.bounds("memory"):
@@ -117,13 +126,18 @@ class LocalSandbox:
                 if not _has_record(directory) and directory.stat().st_mtime < newest:
                     shutil.rmtree(directory, ignore_errors=True)
 
-    def _enter(self, seen: rootfs.View, spec: MachineSpec) -> list[str]:
+    def _enter(self, seen: rootfs.View, spec: MachineSpec, uid: int) -> list[str]:
         """The command that enters a sandbox; never as root, whoever we are."""
         inside = rootfs.arguments(self._bwrap, seen, spec, nested_users=self._nested_users)
         if os.geteuid() != 0:
             return inside
-        uid = str(self._settings.sandbox.uid)
-        return ["setpriv", "--reuid", uid, "--regid", uid, "--clear-groups", *inside]
+        return ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", *inside]
+
+    def _free_uid(self) -> int:
+        """A uid that no other machine of this host has: the kernel counts pipes, watches and more by it."""
+        used = set(self._uids.values())
+        free = [uid for uid in range(self._first_uid, self._first_uid + UIDS) if uid not in used]
+        return free[0] if free else self._first_uid
 
     async def close(self) -> None:
         for supervisor in self._supervisors.values():
@@ -157,12 +171,13 @@ class LocalSandbox:
         machine = Machine(id=secrets.token_hex(8), spec=spec, nonce=secrets.token_hex(16), owner=owner)
         group = f"{self._group}-{machine.id}"
         groups = self._cgroups.directories(group)
+        uid = self._uids[machine.id] = self._free_uid()
         try:
-            directory = self._note(machine, groups)
+            directory = self._note(machine, groups, uid)
             self._cgroups.make(group, spec)
             command = supervisor_command(
                 directory,
-                [*self._enter(seen, spec), *bootstrap_command(machine.nonce)],
+                [*self._enter(seen, spec, uid), *bootstrap_command(machine.nonce)],
                 {fd: self._files / name for fd, name in seen.files.items()},
                 output_bytes=self._settings.limits.output_stop_bytes + OUTPUT_SLACK_BYTES,
                 guard_s=self._settings.limits.max_timeout_s + GUARD_S,
@@ -177,11 +192,11 @@ class LocalSandbox:
             raise
         return machine
 
-    def _note(self, machine: Machine, groups: Sequence[Path]) -> Path:
+    def _note(self, machine: Machine, groups: Sequence[Path], uid: int) -> Path:
         """Makes the machine's directory, with its record, at once: a machine is never without."""
         record = Record(
             install=self._install, id=machine.id, spec=machine.spec, nonce=machine.nonce, owner=machine.owner,
-            boot_id=self._boot_id, groups=tuple(map(str, groups)),
+            boot_id=self._boot_id, groups=tuple(map(str, groups)), uid=uid,
         )  # fmt: skip
         making = self._machines / (_NEW + machine.id)
         making.mkdir(mode=0o700)
@@ -255,6 +270,7 @@ class LocalSandbox:
         self._supervisors.pop(machine.id, None)
         if directory.exists():
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        self._uids.pop(machine.id, None)
 
     async def get_vms(self) -> list[Machine]:
         try:
