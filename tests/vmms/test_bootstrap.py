@@ -23,6 +23,7 @@ from tango_async.vmms.bootstrap import (
     after_mark,
     archive,
     command,
+    end_mark,
     ended,
     mark,
     why_not_started,
@@ -62,7 +63,7 @@ async def packed(files: Files, *, timeout_s: int = 20, processes: int = 0, nonce
 
 async def test_the_program_follows_the_mark(shell: Shell) -> None:
     code, said = shell.run(await packed(make("echo out; echo err >&2; cat")))
-    assert (code, said) == (0, mark(NONCE) + b"out\nerr\n")
+    assert (code, said) == (0, mark(NONCE) + b"out\nerr\n" + end_mark(NONCE))
     assert [p.name for p in shell.directory.iterdir()] == ["Makefile"]
 
 
@@ -84,7 +85,7 @@ async def test_the_end_is_told_as_it_was(shell: Shell, line: str, expected: int)
 
 async def test_the_timer_is_told_from_a_kill(shell: Shell) -> None:
     code, said = shell.run(await packed(make("echo up; trap '' TERM; sleep 30; echo late"), timeout_s=1))
-    assert (code, said) == (124, mark(NONCE) + b"up\n")
+    assert (code, said) == (124, mark(NONCE) + b"up\n" + end_mark(NONCE))
     assert ended(code).timed_out and not ended(137).timed_out
 
 
@@ -96,7 +97,9 @@ async def test_no_status_of_makes_looks_like_ours(shell: Shell, status: int, tmp
     (tmp_path / "make").write_text(f"#!/bin/sh\nexit {status}\n")
     (tmp_path / "make").chmod(0o755)
     code, said = shell.run(await packed({}), path=str(tmp_path))
-    assert said == mark(NONCE) and not FAILED_FIRST <= code <= FAILED_LAST and not ended(code).timed_out
+    assert (
+        said == mark(NONCE) + end_mark(NONCE) and not FAILED_FIRST <= code <= FAILED_LAST and not ended(code).timed_out
+    )
 
 
 async def test_what_is_not_whole_does_not_start(shell: Shell) -> None:
@@ -164,5 +167,8 @@ async def test_the_mark_is_taken_off_wherever_chunks_end(step: int) -> None:
         return b"".join([chunk async for chunk in after_mark(cut(data), NONCE)])
 
     assert await left(mark(NONCE) + b"hello") == b"hello"
+    assert await left(mark(NONCE) + b"no newline" + end_mark(NONCE)) == b"no newline"
+    assert await left(mark(NONCE) + b"a daemon " + end_mark(NONCE) + b"talks on") == b"a daemon talks on"
+    assert await left(mark(NONCE) + b"tango-ended tango-") == b"tango-ended tango-"
     assert await left(mark(NONCE) + mark(NONCE)) == mark(NONCE)
     assert await left(mark("other0") + b"hello") == await left(mark(NONCE)[:-1]) == await left(b"") == b""

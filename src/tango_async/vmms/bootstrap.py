@@ -4,7 +4,8 @@ The machine runs SCRIPT with its standard input open. The dispatcher sends one t
 is a file named after the machine's nonce, and holds the run's limits. A tar that was cut off at a
 member boundary unpacks without an error, so without that file nothing runs. Then the script writes
 the mark (one line with the nonce) as the very first bytes of the output, runs `make` under
-`timeout`, and exits with make's status.
+`timeout`, writes the end mark as the last ones, and exits with make's status. Where an engine may
+lose the end of an output, as one does that dies, the end mark tells that it has not.
 
 Exit codes FAILED_FIRST..FAILED_LAST mean that the program did not start; the script never lets
 make's own status fall among them. TIMED_OUT means that the timer ended it: `timeout` itself dies of
@@ -57,6 +58,7 @@ exec </dev/null 2>/dev/null
 echo "tango-started $nonce"
 (exec timeout -s KILL "$limit_s" make 2>&1)
 code=$?
+echo "tango-ended $nonce"
 if [ $code -eq 137 ] || [ $code -eq 124 ]; then
   clock
   if [ $((now - begun)) -ge $((limit_s * 100 - 5)) ]; then code=124; else code=137; fi
@@ -107,21 +109,35 @@ def _header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8")
 
 
+def end_mark(nonce: str) -> bytes:
+    """Written after the program's end; what left-over processes say may still follow it."""
+    return f"tango-ended {nonce}\n".encode()
+
+
 async def after_mark(output: AsyncIterator[bytes], nonce: str) -> AsyncGenerator[bytes, None]:
-    """The program's own output: `output` without the mark; nothing if the mark never came."""
-    expected = mark(nonce)
-    head: bytes | None = b""
+    """The program's own output: `output` without its marks; nothing if the first mark never came."""
+    first, last = mark(nonce), end_mark(nonce)
+    begun, held = False, b""
     async for chunk in output:
-        if head is None:
-            yield chunk
-            continue
-        head += chunk
-        if len(head) >= len(expected):
-            if not head.startswith(expected):
+        held += chunk
+        if not begun:
+            if len(held) < len(first):
+                continue
+            if not held.startswith(first):
                 return
-            rest, head = head[len(expected) :], None
-            if rest:
-                yield rest
+            begun, held = True, held[len(first) :]
+        held = held.replace(last, b"")
+        keep = _may_begin(held, last)
+        if said := held[: len(held) - keep]:
+            yield said
+        held = held[len(held) - keep :]
+    if begun and held:
+        yield held
+
+
+def _may_begin(data: bytes, what: bytes) -> int:
+    """How many of the last bytes may be the beginning of `what`."""
+    return next((n for n in range(min(len(what) - 1, len(data)), 0, -1) if data.endswith(what[:n])), 0)
 
 
 def ended(code: int, *, out_of_memory: bool = False) -> Exit:

@@ -122,6 +122,7 @@ class LocalDocker:
         self._engine = Engine(settings.docker.host)
         self._images = Images(self._engine, self._throwaway)
         self._live: dict[str, _Live] = {}
+        self._adopted: set[str] = set()
 
     async def open(self) -> None:
         await self._engine.open()
@@ -240,10 +241,21 @@ class LocalDocker:
         if not watched or state.code == UNKNOWN_END:
             # An engine without live-restore takes its containers with it; one with it has lost the last output.
             raise MachineLost("the machine ended while its engine was away")
+        if machine.id in self._adopted and not state.out_of_memory and state.code not in FAILED:
+            await self._check_whole(machine)
         # Only a script that came to its end has status 0; of the others the first line tells.
         if state.code != 0 or state.status == "created":
             await self._check_started(machine, state)
         return bootstrap.ended(state.code, out_of_memory=state.out_of_memory)
+
+    async def _check_whole(self, machine: Machine) -> None:
+        """Nobody watched it all the time: its engine may have been away as it ended."""
+        last, tail = bootstrap.end_mark(machine.nonce), b""
+        async with aclosing(self._engine.logs(machine.id, follow=False)) as chunks:
+            async for chunk in chunks:
+                tail = (tail + chunk)[-HEAD_BYTES:]
+        if last not in tail:
+            raise MachineLost("the end of its output was lost with its engine")
 
     async def _check_started(self, machine: Machine, state: State) -> None:
         said = b""
@@ -324,6 +336,7 @@ class LocalDocker:
         if live is not None:
             await live.close()
         await self._engine.remove(machine.id)
+        self._adopted.discard(machine.id)
 
     async def get_vms(self) -> list[Machine]:
         listed = await self._engine.containers(f"{INSTALL}={self._install}")
@@ -335,6 +348,7 @@ class LocalDocker:
         if live is not None:
             await live.close()
         await self._engine.state(machine.id)
+        self._adopted.add(machine.id)
         await self._until_begun(machine)
 
     async def _state(self, machine: Machine) -> State:
