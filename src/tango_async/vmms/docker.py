@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import secrets
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -28,6 +29,8 @@ from .engine import Attached, Ending, Engine, State
 from .images import Images
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 INSTALL, OWNER, NONCE, SPEC = (f"tango-async.{what}" for what in ("install", "owner", "nonce", "spec"))
 """The labels of every container that is made here."""
@@ -126,6 +129,10 @@ class LocalDocker:
 
     async def open(self) -> None:
         await self._engine.open()
+        if self._settings.network == "bridge":
+            log.warning(
+                "docker.network is the engine's default bridge: jobs with a network reach each other and this host"
+            )
 
     async def close(self) -> None:
         for name in list(self._live):
