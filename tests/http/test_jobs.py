@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import Any
 from urllib.parse import quote
 
@@ -108,14 +107,6 @@ def test_no_key_and_no_second_bar_is_in_an_entry() -> None:
     body = wire.encode_jobs([job])
     assert b"secret" not in body
     assert b'"Mon Jan  2 15:04:03 2023|a/b"' in body
-
-
-def test_a_thousand_jobs_are_encoded_in_a_blink() -> None:
-    trace = tuple(TraceLine(at_ms=n * 1000, text="Dispatched job 1 [try 0]") for n in range(9))
-    jobs = [JobRecord(id=n, spec=spec(), state=JobState.DEAD, added_ms=0, trace=trace) for n in range(1000)]
-    since = time.perf_counter()
-    wire.encode_jobs(jobs)
-    assert time.perf_counter() - since < 0.25
 
 
 async def partial(api: Api, job_id: int | str) -> Any:
