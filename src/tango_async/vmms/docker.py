@@ -125,7 +125,8 @@ class LocalDocker:
         self._engine = Engine(settings.docker.host)
         self._images = Images(self._engine, self._throwaway)
         self._live: dict[str, _Live] = {}
-        self._adopted: set[str] = set()
+        self._unwatched: set[str] = set()
+        """Machines whose engine may have been away while they ran."""
 
     async def open(self) -> None:
         await self._engine.open()
@@ -234,6 +235,7 @@ class LocalDocker:
                 await self._leave_unread(machine)
             except VmmsUnavailable:
                 watched = False
+                self._unwatched.add(machine.id)
             state = await self._state(machine)
             if not state.running:
                 return await self._ended(machine, state, watched=watched)
@@ -248,7 +250,7 @@ class LocalDocker:
         if not watched or state.code == UNKNOWN_END:
             # An engine without live-restore takes its containers with it; one with it has lost the last output.
             raise MachineLost("the machine ended while its engine was away")
-        if machine.id in self._adopted and not state.out_of_memory and state.code not in FAILED:
+        if machine.id in self._unwatched and not state.out_of_memory and state.code not in FAILED:
             await self._check_whole(machine)
         # Only a script that came to its end has status 0; of the others the first line tells.
         if state.code != 0 or state.status == "created":
@@ -343,7 +345,7 @@ class LocalDocker:
         if live is not None:
             await live.close()
         await self._engine.remove(machine.id)
-        self._adopted.discard(machine.id)
+        self._unwatched.discard(machine.id)
 
     async def get_vms(self) -> list[Machine]:
         listed = await self._engine.containers(f"{INSTALL}={self._install}")
@@ -355,7 +357,7 @@ class LocalDocker:
         if live is not None:
             await live.close()
         await self._engine.state(machine.id)
-        self._adopted.add(machine.id)
+        self._unwatched.add(machine.id)
         await self._until_begun(machine)
 
     async def _state(self, machine: Machine) -> State:
