@@ -119,11 +119,6 @@ class TangoClient:
         if self._session is not None:
             await self._session.close()
 
-    async def hello(self) -> str:
-        """The server's greeting."""
-        answer = await self._request("GET", "/")
-        return answer.body.decode(errors="replace")
-
     async def open(self, lab: str) -> dict[str, str]:
         """Makes the courselab. Returns the md5 of each of its files (upstream: always none)."""
         answer = await self._call("GET", self._path("open", lab))

@@ -34,10 +34,6 @@ class Hold:
     async def until_told(self) -> None:
         """Raises Stale or Cancelled as soon as the queue has said so; returns never."""
         await self._told.wait()
-        self.check_told()
-
-    def check_told(self) -> None:
-        """Raises Stale or Cancelled if the queue has said so."""
         self.check(self._answer)
 
     @property
