@@ -1,0 +1,94 @@
+"""The room that a host has for jobs: a semaphore that can be resized and shut while it is in use.
+
+A job takes as many slots as it has cores. One that wants more than there are takes its turn like any
+other, and gets in when it is alone. Waits are served in the order in which they began, so that small
+jobs do not keep a large one out for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+
+class Slots:
+    """`size` slots. Not safe for threads."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._busy = 0
+        self._paused = False
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def busy(self) -> int:
+        """Slots that are taken; more than `size` after it was lowered, or while a job that is too large runs."""
+        return self._busy
+
+    @property
+    def free(self) -> int:
+        """Slots that could be taken now: none while paused, and never less than 0."""
+        return 0 if self._paused else max(0, self._size - self._busy)
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    async def acquire(self, n: int = 1) -> None:
+        """Takes `n` slots when they are free and nobody waits before."""
+        if self._fits(n) and not self._waiting:
+            self._busy += n
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((n, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._admit()  # the next one may fit where this one did not
+            else:
+                self.release(n)
+            raise
+
+    def take(self, n: int = 1) -> None:
+        """Takes `n` slots at once, whether they are free or not: for a job that runs already."""
+        self._busy += n
+
+    def release(self, n: int = 1) -> None:
+        """Gives back `n` slots."""
+        if n > self._busy:
+            raise ValueError(f"{n} slots are released, and {self._busy} are taken")
+        self._busy -= n
+        self._admit()
+
+    def resize(self, size: int) -> None:
+        """Sets how many there are. What is taken stays taken."""
+        if size < 1:
+            raise ValueError(f"{size} slots")
+        self._size = size
+        self._admit()
+
+    def pause(self) -> None:
+        """Lets nobody in until `resume`."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self._admit()
+
+    def _fits(self, n: int) -> bool:
+        return not self._paused and (self._busy == 0 or self._busy + n <= self._size)
+
+    def _admit(self) -> None:
+        while self._waiting:
+            n, turn = self._waiting[0]
+            if not turn.cancelled():
+                if not self._fits(n):
+                    return
+                self._busy += n
+                turn.set_result(None)
+            self._waiting.popleft()
