@@ -12,7 +12,7 @@ import msgspec
 from figures import Figure
 from redis.asyncio import Redis
 
-from support.jobs import spec
+from support.jobs import claim_one, spec
 from support.redis_server import RedisServer
 from tango_async.config import Settings, load
 from tango_async.dispatcher.dispatcher import Dispatcher
@@ -96,7 +96,7 @@ async def _scripts(settings: Settings) -> float:
     async def work() -> None:
         for _ in numbers:
             await queue.add(spec(), fingerprint=uuid4().hex)
-            claim = await queue.claim("bench", uuid4().hex, [IMAGE])
+            claim = await claim_one(queue, [IMAGE], instance="bench")
             assert claim is not None
             await queue.start(claim, uuid4().hex)
             await queue.extend([(claim.id, claim.seq)])

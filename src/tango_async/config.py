@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,8 @@ Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Days = Annotated[float, Meta(ge=0)]
 Room = Annotated[int, Meta(ge=0)]
+LEAST_PRIORITY, MOST_PRIORITY = -100, 100
+Priority = Annotated[int, Meta(ge=LEAST_PRIORITY, le=MOST_PRIORITY)]
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -106,6 +109,40 @@ class Retention(Group, frozen=True):
     `KEY-15213-f24-lab1` is of `KEY-15213-f24`, and so `*-15213-*` fits."""
     period_s: Seconds = 3600.0
     """How often that is looked at."""
+
+
+class Resubmission(StrEnum):
+    """What becomes of a live job when its submitter sends another one to the same courselab."""
+
+    KEEP = "keep"
+    OUTPUT = "output"
+    """It is cancelled if both have the same output file."""
+    SUBMITTER = "submitter"
+    """It is cancelled if both have the same submitter."""
+
+
+class CourseShare(Group, frozen=True):
+    """A table of `[[share.course]]`."""
+
+    pattern: Annotated[str, Meta(min_length=1)]
+    weight: Annotated[float, Meta(ge=0.001, le=1000)] = 1.0
+    max_running: Room = 0
+    max_running_each: Room = 0
+    resubmission: Resubmission = Resubmission.KEEP
+    lane: str = ""
+
+
+class Share(Group, frozen=True):
+    course: tuple[CourseShare, ...] = ()
+    """Tables `[[share.course]]`: the first one whose `pattern` (`*` and `?`, as in `retention.course`) fits a course
+    holds for it. `weight` is its share beside the others' (1); `max_running` and `max_running_each` bound the jobs
+    that run at a time, of the course and of one submitter (0: any); `resubmission` says what becomes of a job that
+    waits or runs when its submitter sends another one: `keep`, or `output` and `submitter`: it is cancelled if both
+    have the same output file, or the same submitter and courselab; `lane` names the share if several are to be one."""
+    regrades: tuple[str, ...] = ("*regrade*",)
+    """Patterns of job names whose priority is `regrade_priority`, if addJob asks for none."""
+    regrade_priority: Priority = -10
+    """Priority of regrades; other jobs have 0. Of one course's jobs those with the highest come first."""
 
 
 class Dispatcher(Group, frozen=True):
@@ -209,6 +246,7 @@ class Settings(Group, frozen=True):
     queue: Queue = Queue()
     store: Store = Store()
     retention: Retention = Retention()
+    share: Share = Share()
     dispatcher: Dispatcher = Dispatcher()
     limits: Limits = Limits()
     sandbox: Sandbox = Sandbox()

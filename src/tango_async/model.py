@@ -5,6 +5,7 @@ Times are Unix milliseconds by the queue server's clock (`_ms`) or seconds (`_s`
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -89,9 +90,18 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[PinnedFile, ...]
     limits: Limits
     network: bool = True
+    submitter: str = ""
+    """Whose flood falls behind the others of its course: addJob's `limiting_key`, or the address in the job's name."""
+    priority: int = 0
+    """Among the jobs of its course, -100 to 100; more is earlier."""
     callback_url: str | None = None
     notes: tuple[str, ...] = ()
     """What the trace says of how the request was read, such as a timeout cut to the most allowed."""
+
+    @property
+    def slots(self) -> int:
+        """A job takes as many slots of its dispatcher as it has cores, rounded up."""
+        return max(1, math.ceil(self.limits.cores))
 
     def machine(self) -> MachineSpec:
         """The machine this job needs."""
@@ -142,6 +152,17 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """Counts from 1, for people; `seq` is what is checked."""
     added_ms: int
     spec: JobSpec
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """When a queued job will start, as far as can be told."""
+
+    position: int
+    """Jobs that will start before it, under fair share."""
+    eta_s: float | None
+    """Until it starts; None if no living dispatcher offers what it needs."""
+    error_s: float | None
+    """By how much such forecasts were wrong in its course lately, on average; None if none was tried."""
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):

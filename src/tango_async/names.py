@@ -78,6 +78,14 @@ def submitter(raw: str) -> str:
     return raw
 
 
+def limiting_key(raw: str) -> str:
+    """What the jobs of one submitter share; empty if they are nobody's."""
+    problem = _problem(raw.replace("/", "-")) if raw else None
+    if problem:
+        raise BadName(f"Bad limiting_key: {problem}")
+    return raw
+
+
 def names_submitter(name: str, address: str) -> bool:
     """Whether a file's name says that it is of that submitter: `<address>_…`, as Autolab names them.
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from dispatcher.conftest import Bench
-from support.jobs import spec
+from support.jobs import claim_one, spec
 from tango_async.config import CourseRetention, Retention, Settings
 from tango_async.dispatcher import retention
 from tango_async.errors import NotFound
@@ -34,7 +34,7 @@ class Kept:
         await self.store.open_lab(lab)
         one = spec(lab=lab, courselab=lab, callback_url=callback_url, **changes)
         job_id = (await self.queue.add(one, fingerprint=uuid4().hex)).id
-        claim = await self.queue.claim("a", uuid4().hex, ["autograding_image"])
+        claim = await claim_one(self.queue)
         assert claim is not None
         ref = f"{job_id}.1.success"
         await self.store.put_output(ref, FEEDBACK)

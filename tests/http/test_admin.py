@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from support.api import Api, Reply
+from support.jobs import claim_one
 from tango_async.errors import NotFound, StoreFull
 from tango_async.http import erasure
 from tango_async.model import JobState, Verdict
@@ -153,7 +153,7 @@ async def test_erasing_again_is_no_error_and_nothing_is_left_in_redis(lab: Api) 
 
 async def test_a_running_job_is_ended_first(lab: Api) -> None:
     job_id = await submit(lab)
-    claim = await lab.queue.claim("host#1", uuid4().hex, ["autograding_image"])
+    claim = await claim_one(lab.queue, instance="host#1")
     assert claim is not None
     erasing = asyncio.create_task(erase(lab))
     async with asyncio.timeout(10):
@@ -172,7 +172,7 @@ async def test_a_job_that_does_not_end_is_told_and_left_for_the_next_time(
 ) -> None:
     monkeypatch.setattr(erasure, "WAIT_S", 0.1)
     job_id = await submit(lab)
-    claim = await lab.queue.claim("host#1", uuid4().hex, ["autograding_image"])
+    claim = await claim_one(lab.queue, instance="host#1")
     assert claim is not None
     reply = await erase(lab)
     assert reply.message.endswith("; 1 jobs have not ended yet: erase again")

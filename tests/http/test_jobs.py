@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from support.api import Api
-from support.jobs import spec
+from support.jobs import claim_one, spec
 from tango_async.http import wire
 from tango_async.model import JobRecord, JobState, TraceLine, Verdict
 
@@ -72,7 +72,7 @@ async def test_a_job_without_a_callback_has_null_for_it(lab: Api) -> None:
 
 async def test_a_running_job_is_assigned_and_a_dead_one_is_in_the_other_list(lab: Api) -> None:
     await lab.add()
-    claim = await lab.queue.claim("host#1", "r", ["autograding_image"])
+    claim = await claim_one(lab.queue, instance="host#1", request="r")
     assert claim is not None
     assert [j["assigned"] for j in await listed(lab, 0)] == [True]
     assert await listed(lab, 1) == []
@@ -118,7 +118,7 @@ async def partial(api: Api, job_id: int | str) -> Any:
 async def test_live_output_is_what_the_job_has_said_so_far(lab: Api) -> None:
     await lab.add()
     assert await partial(lab, 1) == ""
-    claim = await lab.queue.claim("host#1", "r", ["autograding_image"])
+    claim = await claim_one(lab.queue, instance="host#1", request="r")
     assert claim is not None
     await lab.queue.start(claim, "m")
     assert await partial(lab, 1) == ""
@@ -170,7 +170,7 @@ async def test_a_queued_job_is_cancelled_by_id_or_by_its_file(lab: Api, path: st
 
 async def test_a_running_job_is_asked_to_end(lab: Api) -> None:
     await lab.add()
-    await lab.queue.claim("host#1", "r", ["autograding_image"])
+    await claim_one(lab.queue, instance="host#1", request="r")
     assert (await lab.post("/cancel/test/1/")).outcome == (0, "Job cancellation requested")
 
 

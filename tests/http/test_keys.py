@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from support.api import Api, Reply, job, serving
+from support.jobs import claim_one
 from tango_async.config import Settings
 from tango_async.errors import ConfigError
 from tango_async.http import keys as keys_module
@@ -124,7 +125,7 @@ async def test_a_key_sees_its_own_jobs_and_an_admin_all(api: Api) -> None:
 
 async def test_another_keys_job_can_be_neither_read_nor_cancelled(api: Api) -> None:
     job_id = (await add(api, "course-key", "15213-a")).json["jobId"]
-    await api.queue.claim("a", "r", ["autograding_image"])
+    await claim_one(api.queue, request="r")
     for key in ("plainkey", "ta"):
         assert (await api.post(f"/cancel/{key}/{job_id}/")).outcome == (-2, "Job not found")
         assert (await api.get(f"/getPartialOutput/{key}/{job_id}/")).json["output"] == ""

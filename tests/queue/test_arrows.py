@@ -9,7 +9,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from support.jobs import spec
+from support.jobs import claim_one, spec
 from tango_async.config import Settings
 from tango_async.errors import QueueFull, QueueUnavailable
 from tango_async.model import Claim, JobState, Verdict
@@ -33,7 +33,7 @@ async def add(queue: Queue, **changes: object) -> int:
 
 
 async def claim(queue: Queue, instance: str = "a") -> Claim:
-    found = await queue.claim(instance, uuid4().hex, IMAGE)
+    found = await claim_one(queue, IMAGE, instance=instance)
     assert found is not None
     return found
 
@@ -94,17 +94,17 @@ async def test_a_repeat_by_the_connection_itself_is_still_new(queue: Queue) -> N
 async def test_a_repeated_claim_request_gets_the_same_answer(queue: Queue) -> None:
     await add(queue)
     await add(queue)
-    first = await queue.claim("a", "request", IMAGE)
-    assert await queue.claim("a", "request", IMAGE) == first
-    assert await queue.claim("a", "another", IMAGE) != first
+    first = await claim_one(queue, IMAGE, request="request")
+    assert await claim_one(queue, IMAGE, request="request") == first
+    assert await claim_one(queue, IMAGE, request="another") != first
 
 
 async def test_jobs_are_claimed_in_their_order_and_only_of_offered_classes(queue: Queue) -> None:
     other = await add(queue, image="other")
     ids = [await add(queue) for _ in range(3)]
     assert [(await claim(queue)).id for _ in ids] == ids
-    assert await queue.claim("a", uuid4().hex, IMAGE) is None
-    both = await queue.claim("a", uuid4().hex, [*IMAGE, "other"])
+    assert await claim_one(queue, IMAGE) is None
+    both = await claim_one(queue, [*IMAGE, "other"])
     assert both is not None
     assert both.id == other
 
@@ -155,7 +155,7 @@ async def test_cancelling_a_queued_job_ends_it_with_an_output(queue: Queue) -> N
     assert job is not None
     assert (job.state, job.verdict) == (JobState.DEAD, Verdict.CANCELLED)
     assert "Error: Job was cancelled" in job.note
-    assert await queue.claim("a", "r", IMAGE) is None
+    assert await claim_one(queue, IMAGE, request="r") is None
     assert await queue.cancel(job_id) is Cancelled.COMPLETED
     assert await queue.cancel(987_654) is Cancelled.NOT_FOUND
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import msgspec
 
-from support.jobs import spec
+from support.jobs import claim_one, spec
 from tango_async.config import Settings
 from tango_async.model import Verdict
 from tango_async.queue.redis import Queue
@@ -27,7 +27,7 @@ async def test_each_job_is_in_one_state_and_the_oldest_waiting_one_is_told(queue
         await queue.add(spec(callback_url="http://127.0.0.1:1/"), fingerprint=uuid4().hex)
         await asyncio.sleep(0.02)
     for _ in range(2):
-        held = await queue.claim("a", uuid4().hex, IMAGE)
+        held = await claim_one(queue, IMAGE)
         assert held is not None
     await queue.end(held, Verdict.TIMEOUT, "…", "ref")
     f = await queue.figures()
@@ -40,7 +40,7 @@ async def test_a_lapsed_lease_is_seen_until_it_is_reaped(settings: Settings) -> 
     short = msgspec.structs.replace(settings.dispatcher, lease_s=0.05, adopt_grace_s=0.05)
     queue = Queue(msgspec.structs.replace(settings, dispatcher=short))
     await queue.add(spec(), fingerprint=uuid4().hex)
-    assert await queue.claim("a", uuid4().hex, IMAGE) is not None
+    assert await claim_one(queue, IMAGE) is not None
     await asyncio.sleep(0.1)
     assert (await queue.figures()).lapsed == 1
     async with asyncio.timeout(5):

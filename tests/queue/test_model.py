@@ -8,6 +8,7 @@ yet stands at the end as expected failures, each with its shortest story.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,8 +26,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from support.jobs import spec
-from tango_async.config import Settings
+from support.jobs import claim_one, spec
+from tango_async.config import CourseShare, Settings, Share
 from tango_async.errors import QueueUnavailable, StoreError
 from tango_async.model import Claim, JobSpec, Verdict
 from tango_async.queue.redis import Answer, Cancelled, Queue
@@ -34,7 +35,16 @@ from tango_async.queue.redis import Answer, Cancelled, Queue
 T = TypeVar("T")
 
 CLASSES = ("one", "two")
-LAB = "test-course-lab"
+LABS = {"test-wide-lab": "wide-lab", "test-each-lab": "each-lab"}
+"""Of two courses: one with a cap, one with a cap for each submitter."""
+CAP, EACH = 2, 1
+SHARE = Share(
+    course=(
+        CourseShare(pattern="test-wide", weight=3, max_running=CAP),
+        CourseShare(pattern="*", max_running_each=EACH),
+    )
+)
+SUBMITTERS = ("", "a@example.edu", "b@example.edu")
 MOST_RETRIES = 1
 KEPT = 2
 """Dead jobs that history keeps."""
@@ -74,6 +84,19 @@ class Job:
     tried: bool = False
     due: bool = False
     live: bytes = b""
+    order: int = 0
+
+    @property
+    def lane(self) -> str:
+        return self.spec.lab.removesuffix("-lab")
+
+    @property
+    def place(self) -> str:
+        return f"{self.spec.image}\t{self.lane}"
+
+    @property
+    def who(self) -> tuple[str, str]:
+        return self.lane, self.spec.submitter
 
     @property
     def held(self) -> bool:
@@ -123,6 +146,7 @@ class Life(RuleBasedStateMachine):
             settings,
             queue=msgspec.structs.replace(settings.queue, prefix=prefix, history_limit=KEPT),
             dispatcher=msgspec.structs.replace(settings.dispatcher, job_retries=MOST_RETRIES),
+            share=SHARE,
         )
         self.runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self.queue = Queue(self.settings)
@@ -203,7 +227,17 @@ class Life(RuleBasedStateMachine):
 
     def add(self, n: int, way: int) -> None:
         url = "http://127.0.0.1/cb" if way % 3 else None
-        self._add(spec(image=CLASSES[way % 2], lab=LAB, output_name="xyz"[n % 3], callback_url=url), uuid4().hex)
+        lab, courselab = list(LABS.items())[n // 3 % 2]
+        one = spec(
+            image=CLASSES[way % 2],
+            lab=lab,
+            courselab=courselab,
+            output_name="xyz"[n % 3],
+            callback_url=url,
+            submitter=SUBMITTERS[n // 6 % 3],
+            priority=(0, 0, 0, 5)[n // 16],
+        )
+        self._add(one, uuid4().hex)
 
     def _add(self, one: JobSpec, fingerprint: str) -> None:
         answer = self.ask(self.queue.add(one, fingerprint=fingerprint))
@@ -211,7 +245,14 @@ class Life(RuleBasedStateMachine):
         assert answer.id > self.last_id
         self.last_id = answer.id
         self.added += 1
-        self.known.append(Job(answer.id, one, fingerprint))
+        job = Job(answer.id, one, fingerprint)
+        pending = [
+            j
+            for j in self.known
+            if j.who == job.who and (j.held or (j.state == "queued" and j.spec.image == one.image))
+        ]
+        job.order = (100 - one.priority) * 2**40 + job.id + 100 * len(pending) * bool(one.submitter)
+        self.known.append(job)
 
     def add_again(self, n: int, way: int) -> None:
         """By a client that heard nothing: with a pin of its own."""
@@ -265,24 +306,52 @@ class Life(RuleBasedStateMachine):
         instance = "ab"[n % 2]
         me = self.dispatchers[instance]
         if me.held is not None:
-            found = self.ask(self.queue.claim(instance, me.request, me.classes))
+            found = self.ask(claim_one(self.queue, me.classes, instance=instance, request=me.request))
             assert found == (me.held.claim if me.held.present else None)
         elif me.request:
             self._claim(instance)
 
     def _claim(self, instance: str) -> None:
         me = self.dispatchers[instance]
-        found = self.ask(self.queue.claim(instance, me.request, me.classes))
-        waiting = [j for j in self.known if j.state == "queued" and j.spec.image in me.classes]
-        if not waiting:
+        turns = [(float(vt), lane.decode(), kind) for kind in me.classes for lane, vt in self._lanes(kind)]
+        found = self.ask(claim_one(self.queue, me.classes, instance=instance, request=me.request))
+        offered = [j for j in self.offered() if j.spec.image in me.classes]
+        assert {(lane, kind) for _, lane, kind in turns} == {(j.lane, j.spec.image) for j in offered}
+        if not offered:
             assert found is None
             return
-        job = min(waiting, key=lambda j: j.id)
+        assert found is not None
+        # Of the lane that is furthest behind, the first; of two classes the one whose first came first.
+        first = {(j.lane, j.spec.image): j for j in sorted(offered, key=lambda j: j.order, reverse=True)}
+        least = min(vt for vt, *_ in turns)
+        assert found.id in {first[lane, kind].id for vt, lane, kind in turns if vt == least}
+        job = next(j for j in self.known if j.id == found.id)
         job.attempts += 1
         job.state = "assigned"
-        assert found is not None
-        assert (found.id, found.attempt, found.spec) == (job.id, job.attempts, job.spec)
+        assert (found.attempt, found.spec) == (job.attempts, job.spec)
         me.held = self._hold(job, found)
+
+    def _lanes(self, kind: str) -> list[tuple[bytes, Any]]:
+        return list(self.ask(self.raw("ZRANGE", self.key(f"lanes:{kind}"), 0, -1, "WITHSCORES")))
+
+    def waiting(self) -> list[Job]:
+        """Queued jobs that no submitter's cap keeps back."""
+        queued = [j for j in self.known if j.state == "queued"]
+        best: dict[tuple[object, ...], Job] = {}
+        for job in sorted(queued, key=lambda j: j.order):
+            best.setdefault((job.who, job.spec.image), job)
+        return [
+            j
+            for j in queued
+            if j.lane != "test-each"
+            or not j.spec.submitter
+            or (best[j.who, j.spec.image] is j and sum(o.held for o in self.known if o.who == j.who) < EACH)
+        ]
+
+    def offered(self) -> list[Job]:
+        """Those that no lane's cap keeps back either."""
+        running = Counter(j.lane for j in self.known if j.held)
+        return [j for j in self.waiting() if j.lane != "test-wide" or running[j.lane] < CAP]
 
     def _hold(self, job: Job, claim: Claim) -> Held:
         assert claim.seq > self.last_seq
@@ -476,16 +545,28 @@ class Life(RuleBasedStateMachine):
     def _every_job_is_in_exactly_its_keys(self, found: Snapshot) -> None:
         queued = [j for j in self.known if j.state == "queued"]
         assert found.zset("queued") == {j.id: j.id for j in queued}
+        waiting = self.waiting()
+        for place in {j.place for j in self.known}:
+            here = [j for j in queued if j.place == place]
+            assert found.zset(f"wait:{place}") == {j.id: j.order for j in here if j in waiting}
+            assert found.zset(f"parked:{place}") == {j.id: j.order for j in here if j not in waiting}
+        for lane in {j.lane for j in self.known}:
+            assert found.numbers(f"running:{lane}") == {j.id for j in self.known if j.held and j.lane == lane}
+        offered = {(j.spec.image, j.lane) for j in self.offered()}
         for kind in CLASSES:
-            assert found.zset(f"wait:{kind}") == {j.id: j.id for j in queued if j.spec.image == kind}
+            turns = {lane.decode(): vt for lane, vt in found.values.get(f"lanes:{kind}", ())}
+            assert turns.keys() == {lane for image, lane in offered if image == kind}
+            assert all(float(found.hash(f"lane:{lane}").get("vt", 0)) == float(vt) for lane, vt in turns.items())
         overdue = {i: until < found.now_ms for i, until in found.zset("held").items()}
         assert overdue == {j.id: j.overdue_s > 0 for j in self.known if j.held}
         assert found.zset("dead").keys() == {j.id for j in self.known if j.state == "dead"}
         assert found.hash("machines") == {j.machine: str(j.id) for j in self.known if j.machine}
         alive = [j for j in self.known if j.state not in ("dead", "forgotten")]
         assert found.hash("pins") == {j.spec.pin: str(j.id) for j in alive}
-        newest = {j.spec.output_name: j for j in self.known}
-        assert found.hash(f"outputs:{LAB}") == {n: str(j.id) for n, j in newest.items() if j.state != "forgotten"}
+        newest = {(j.spec.lab, j.spec.output_name): j for j in self.known}
+        for lab in LABS:
+            named = {n: str(j.id) for (at, n), j in newest.items() if at == lab and j.state != "forgotten"}
+            assert found.hash(f"outputs:{lab}") == named
 
     def _every_record_says_what_was_answered(self, found: Snapshot) -> None:
         for job in self.known:
@@ -512,9 +593,19 @@ class Life(RuleBasedStateMachine):
         ended = [n for name, n in counters.items() if name.startswith("ended_")]
         assert not ended or sum(ended) == sum(j.ended_by >= 0 for j in self.known), "not one death a job"
         stay = {"ids", "seq", "server", "counters", "queued", "held", "dead", "machines", "pins", "outbox", "unsent"}
-        stay |= {f"outputs:{LAB}", *(f"{what}:{kind}" for what in ("wait", "bell") for kind in CLASSES)}
+        stay |= {*(f"outputs:{lab}" for lab in LABS), *(f"bell:{kind}" for kind in CLASSES), "vclock"}
+        waiting = [j for j in self.known if j.state == "queued"]
+        if waiting:
+            stay.add("classes")
+        for job in waiting:
+            stay |= {f"{what}:{job.place}" for what in ("wait", "parked")} | {f"classes:{job.lane}"}
+            stay |= {f"{what}:{job.spec.image}" for what in ("lanes", "queues")}
+            stay |= {f"mine:{job.place}\t{job.spec.submitter}", f"heads:{job.lane}\t{job.spec.submitter}"}
+        for job in (j for j in self.known if j.held):
+            stay |= {f"running:{job.lane}", f"running:{job.lane}\t{job.spec.submitter}"}
         stay |= {f"job:{j.id}" for j in self.known if j.state != "forgotten"}
         pass_by = {f"live:{j.id}" for j in self.known if j.live} | {f"same:{j.fingerprint}" for j in self.known}
+        pass_by |= {f"lane:{j.lane}" for j in self.known}
         pass_by |= {f"{what}:{instance}" for what in ("claim", "control") for instance in self.dispatchers}
         for name, expires in found.expires.items():
             assert name in (pass_by if expires else stay), f"{name} is left over"
@@ -529,7 +620,10 @@ class Snapshot:
     expires: dict[str, bool]
 
     def zset(self, name: str) -> dict[int, int]:
-        return {int(i): int(score) for i, score in self.values.get(name, ())}
+        return {int(i): int(float(score)) for i, score in self.values.get(name, ())}
+
+    def numbers(self, name: str) -> set[int]:
+        return {int(i) for i in self.values.get(name, ())}
 
     def hash(self, name: str) -> dict[str, str]:
         return {k.decode(): v.decode() for k, v in self.values.get(name, {}).items() if k != b"spec"}
@@ -538,12 +632,14 @@ class Snapshot:
         return bytes(self.values.get(name, b""))
 
 
-READ: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("ids", "seq", "same", "live"), ("GET",)),
-    **dict.fromkeys(("bell", "control"), ("LRANGE", 0, -1)),
-    **dict.fromkeys(("queued", "wait", "held", "dead", "outbox", "unsent"), ("ZRANGE", 0, -1, "WITHSCORES")),
-    **dict.fromkeys(("server", "job", "pins", "machines", "claim", "outputs", "counters"), ("HGETALL",)),
+KINDS: dict[tuple[Any, ...], str] = {
+    ("GET",): "ids seq same live vclock",
+    ("LRANGE", 0, -1): "bell control",
+    ("SMEMBERS",): "classes queues running",
+    ("ZRANGE", 0, -1, "WITHSCORES"): "queued wait parked lanes mine held dead outbox unsent",
+    ("HGETALL",): "server job pins machines claim outputs counters lane heads",
 }
+READ = {name: words for words, names in KINDS.items() for name in names.split()}
 
 
 async def _snapshot(queue: Queue, prefix: str) -> Snapshot:
@@ -582,7 +678,7 @@ def test_any_interleaving_keeps_every_job_in_one_place(settings: Settings) -> No
 
 async def held_job(queue: Queue, **changes: object) -> Claim:
     await queue.add(spec(**changes), fingerprint="f")
-    claim = await queue.claim("a", uuid4().hex, ["autograding_image"])
+    claim = await claim_one(queue)
     assert claim is not None
     return claim
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from support.jobs import spec
+from support.jobs import claim_one, spec
 from tango_async.model import CallbackState, Verdict
 from tango_async.queue.history import Retired
 from tango_async.queue.outbox import Resent
@@ -22,7 +22,7 @@ async def add(queue: Queue, **changes: object) -> int:
 async def ended(queue: Queue, **changes: object) -> int:
     """A dead job whose callback is due at once."""
     job_id = await add(queue, **changes)
-    claim = await queue.claim("a", uuid4().hex, ["autograding_image"])
+    claim = await claim_one(queue)
     assert claim is not None and claim.id == job_id
     await queue.end(claim, Verdict.SUCCESS, "Success: Autodriver returned normally", f"{job_id}.1.success")
     await due_in(queue, job_id, -1)
@@ -149,7 +149,7 @@ async def test_the_living_and_the_unknown_lose_nothing_by_being_retired(queue: Q
 async def test_all_jobs_are_seen_once_each(queue: Queue) -> None:
     dead = [await ended(queue) for _ in range(2)]
     held, queued = await add(queue), await add(queue)
-    await queue.claim("a", uuid4().hex, ["autograding_image"])
+    await claim_one(queue)
     seen = [job.id async for page in queue.every_job() for job in page]
     assert sorted(seen) == [*dead, held, queued]
     assert [kept.id async for page in queue.kept() for kept in page] == dead[::-1]

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 from aiohttp import web
 
+from support.jobs import claim_one
 from tango_async.config import Settings
 from tango_async.files.local import LocalStore
 from tango_async.http.app import make_app, make_runner
@@ -96,7 +96,7 @@ class Api:
 
     async def end(self, output: bytes, verdict: Verdict = Verdict.SUCCESS) -> Claim:
         """Does what a dispatcher does: claims the next job and ends it with this feedback."""
-        claim = await self.queue.claim("host#1", uuid4().hex, ["autograding_image"])
+        claim = await claim_one(self.queue, instance="host#1")
         assert claim is not None
         await self.queue.start(claim, "machine")
         ref = f"{claim.id}-{claim.seq}"

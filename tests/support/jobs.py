@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import uuid4
 
-from tango_async.model import JobSpec, Limits
+from tango_async.model import Claim, JobSpec, Limits
+from tango_async.queue.redis import Queue
 
 
 def limits(**changes: float) -> Limits:
@@ -33,3 +35,11 @@ def spec(**changes: object) -> JobSpec:
         "limits": limits(),
     }
     return JobSpec(**(values | changes))  # type: ignore[arg-type]
+
+
+async def claim_one(
+    queue: Queue, classes: Sequence[str] = ("autograding_image",), *, instance: str = "a", request: str = ""
+) -> Claim | None:
+    """The next job of the classes, as a dispatcher with one slot asks for it."""
+    claims = await queue.claim(instance, request or uuid4().hex, dict.fromkeys(classes, 1))
+    return claims[0] if claims else None

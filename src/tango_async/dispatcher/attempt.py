@@ -122,16 +122,17 @@ class Attempt:
         self._lent: Lent | None = None
         self._began_ms = int(time.time() * 1000)
 
-    async def run(self) -> None:
-        """Runs the job from its start."""
-        await self._settle(self._fresh())
+    async def run(self, turn: Awaitable[None]) -> None:
+        """Runs the job from its start, when its turn has come."""
+        await self._settle(self._fresh(turn))
 
     async def adopt(self, machine: Machine, since_start_s: float) -> None:
         """Follows a job that an earlier dispatcher started on the machine."""
         await self._settle(self._adopted(machine, since_start_s))
 
-    async def _fresh(self) -> None:
+    async def _fresh(self, turn: Awaitable[None]) -> None:
         bench, spec = self._bench, self._claim.spec
+        await turn
         async with bench.pool.lease(machine_spec(self._claim, bench.vmms)) as lent:
             self._lent = lent
             self._hold.check(await self._patiently(lambda: bench.queue.start(self._claim, lent.machine.id)))
@@ -220,8 +221,7 @@ class Attempt:
 
     async def _tidy(self, ref: str) -> None:
         spec = self._claim.spec
-        newest = await self._bench.queue.job_of_output(spec.lab, spec.output_name)
-        if newest is not None and newest.id == self._claim.id:
+        if await self._bench.queue.newest_of_output(spec.lab, spec.output_name) == self._claim.id:
             await self._bench.store.show_output(ref, spec.lab, spec.output_name)
         await self._bench.store.unpin(spec.pin)
 

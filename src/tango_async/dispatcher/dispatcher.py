@@ -1,6 +1,6 @@
 """The dispatcher of one grading host: a handful of loops around the queue.
 
-- claim: as long as a slot is free and the engine is well, asks for a job and starts its attempt;
+- claim: as long as a slot is free and the engine is well, asks for jobs and starts their attempts;
 - extend: keeps the leases of what is held, and hears cancels; waits for nothing else;
 - beat: asks the engine how it is, publishes what this host has, takes orders;
 - tend: keeps prepared machines;
@@ -18,6 +18,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -36,6 +37,7 @@ from .callbacks import Callbacks
 from .holds import Hold, Holds
 from .images import Images
 from .pool import Pool
+from .slots import Slots
 from .strays import Strays
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class Dispatcher:
         self._images = Images(queue, store, vmms, install)
         waits = settings.dispatcher
         self._strays = Strays(vmms, self._pool, period_s=waits.upkeep_s, wait_s=waits.machine_wait_s)
-        self._free = asyncio.Semaphore(settings.dispatcher.slots)
+        self._slots = Slots(settings.dispatcher.slots)
         self._attempts: set[asyncio.Task[None]] = set()
         self._ended = 0
         self._vitals = Vitals()
@@ -109,36 +111,47 @@ class Dispatcher:
         request = uuid4().hex
         try:
             while not stop.is_set():
-                await _either(self._free.acquire(), stop)
-                if stop.is_set():
-                    return
-                if not self._images.healthy:
-                    self._free.release()
-                    await _either(self._images.well.wait(), stop)
+                if not self._ready:
+                    await _either(self._room(), stop)
                     continue
+                most = self._slots.free
                 try:
-                    taken = await self._claim_one(request)
+                    taken = await self._claim(request, most)
                 except QueueUnavailable as e:
                     # The same request again: had the claim been made, its answer is repeated.
-                    self._free.release()
                     log.warning("no job can be claimed: %s", e)
                     await _either(asyncio.sleep(PAUSE_S), stop)
                     continue
                 request = uuid4().hex
-                if not taken:
-                    self._free.release()
+                if taken < most:
                     await self._listen(stop)
         finally:
             waker.cancel()
 
-    async def _claim_one(self, request: str) -> bool:
-        classes = self._images.names
-        claim = await self._queue.claim(self._instance, request, classes) if classes else None
-        if claim is None:
-            return False
-        hold = self._holds.add(claim)
-        self._spawn(hold, Attempt(self._bench, hold).run(), self._free.release)
-        return True
+    @property
+    def _ready(self) -> bool:
+        """Whether a job could be run now."""
+        return self._slots.free > 0 and self._images.healthy
+
+    async def _room(self) -> None:
+        while not self._ready:
+            await self._images.well.wait()
+            await self._slots.acquire()
+            self._slots.release()
+
+    async def _claim(self, request: str, most: int) -> int:
+        room = self._offer(most)
+        claims = await self._queue.claim(self._instance, request, room, most) if room else []
+        for claim in claims:
+            hold = self._holds.add(claim)
+            turn = self._slots.ask(claim.spec.slots)
+            work = Attempt(self._bench, hold).run(turn)
+            self._spawn(hold, work, partial(self._slots.leave, claim.spec.slots, turn))
+        return len(claims)
+
+    def _offer(self, most: int) -> dict[str, int]:
+        """How many jobs of each requirement class this host can run now."""
+        return dict.fromkeys(self._images.names, most)
 
     def _spawn(self, hold: Hold, work: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
         task = asyncio.create_task(work, name=f"job {hold.claim.id}")
@@ -154,10 +167,10 @@ class Dispatcher:
         task.add_done_callback(over)
 
     async def _listen(self, stop: asyncio.Event) -> None:
-        classes = self._images.names
+        classes = self._offer(1)
         try:
             if classes and not stop.is_set():
-                await self._claims.wait_classes(classes, LISTEN_S)
+                await self._claims.wait_classes(list(classes), LISTEN_S)
             elif not classes:
                 await _either(asyncio.sleep(LISTEN_S), stop)
         except QueueUnavailable as e:
@@ -265,10 +278,9 @@ class Dispatcher:
             claim, since_start_s = found
             log.info("job %d: adopted on machine %s after %.0f s", claim.id, machine.id, since_start_s)
             hold = self._holds.add(claim)
-            # It has a slot if there is one; an adopted job beyond them is not refused.
-            then = self._free.release if not self._free.locked() else _nothing
-            if then is not _nothing:
-                await self._free.acquire()
+            # It has its slots also where there are fewer: what runs already is not refused.
+            self._slots.take(claim.spec.slots)
+            then = partial(self._slots.release, claim.spec.slots)
             self._spawn(hold, Attempt(self._bench, hold).adopt(machine, since_start_s), then)
 
     def _do_later(self, work: Coroutine[Any, Any, None]) -> None:
@@ -280,10 +292,6 @@ class Dispatcher:
             _report(task)
 
         task.add_done_callback(over)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -31,27 +31,34 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """Slots that could be taken now: none while paused, and never less than 0."""
-        return 0 if self._paused else max(0, self._size - self._busy)
+        """Slots that could be taken now: none while paused or somebody waits, and never less than 0."""
+        return 0 if self._paused or self._waiting else max(0, self._size - self._busy)
 
     @property
     def paused(self) -> bool:
         return self._paused
 
-    async def acquire(self, n: int = 1) -> None:
-        """Takes `n` slots when they are free and nobody waits before."""
-        if self._fits(n) and not self._waiting:
-            self._busy += n
-            return
+    def ask(self, n: int = 1) -> asyncio.Future[None]:
+        """A turn to take `n` slots, after all that asked before; it is done when they are taken. See `leave`."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((n, turn))
+        self._admit()
+        return turn
+
+    def leave(self, n: int, turn: asyncio.Future[None]) -> None:
+        """Gives back what the turn has taken, or gives the turn up."""
+        if turn.cancel() or turn.cancelled():
+            self._admit()  # the next one may fit where this one did not
+        else:
+            self.release(n)
+
+    async def acquire(self, n: int = 1) -> None:
+        """Takes `n` slots when they are free and nobody waits before."""
+        turn = self.ask(n)
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.cancelled():
-                self._admit()  # the next one may fit where this one did not
-            else:
-                self.release(n)
+            self.leave(n, turn)
             raise
 
     def take(self, n: int = 1) -> None:

@@ -12,7 +12,8 @@ from collections import Counter
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-from .. import names
+from .. import names, shares
+from ..config import LEAST_PRIORITY, MOST_PRIORITY
 from ..config import Limits as LimitSettings
 from ..destinations import allowance
 from ..errors import BadName, NotFound, Rejected
@@ -55,6 +56,8 @@ class _Wanted:
     output_name: str
     files: list[tuple[str, str]]
     callback_url: str | None
+    submitter: str
+    priority: int
 
 
 async def admit(service: Service, lab: Lab, asked: AddJob) -> JobSpec:
@@ -115,9 +118,26 @@ async def _check(service: Service, asked: AddJob) -> _Wanted:
         reasons.append("Bad callback_url: expected an absolute http or https URI")
     elif callback_url and not allowance(service.settings.callbacks.allow)(callback_url):
         reasons.append("Bad callback_url: callbacks may not go to that host")
+    submitter = shares.submitter_of(name) if asked.limiting_key is None else _key(asked.limiting_key, reasons)
+    if asked.priority is not None and not _is_priority(asked.priority):
+        reasons.append(f"Bad priority: expected a whole number from {LEAST_PRIORITY} to {MOST_PRIORITY}")
     if reasons:
         raise Rejected(reasons)
-    return _Wanted(name, image, output_name, files, callback_url)
+    asked_priority = None if asked.priority is None else int(asked.priority)
+    priority = shares.priority_of(service.settings.share, name, asked_priority)
+    return _Wanted(name, image, output_name, files, callback_url, submitter, priority)
+
+
+def _is_priority(asked: float) -> bool:
+    return LEAST_PRIORITY <= asked <= MOST_PRIORITY and asked == int(asked)
+
+
+def _key(raw: str, reasons: list[str]) -> str:
+    try:
+        return names.limiting_key(raw)
+    except BadName as e:
+        reasons.append(str(e))
+        return ""
 
 
 def _is_uri(raw: str) -> bool:
@@ -189,6 +209,8 @@ def _spec(lab: Lab, asked: AddJob, wanted: _Wanted, pin: Pin, limits: LimitSetti
             cores=limits.cores,
         ),
         network=not asked.disable_network,
+        submitter=wanted.submitter,
+        priority=wanted.priority,
         callback_url=wanted.callback_url,
         notes=tuple(notes),
     )

@@ -48,6 +48,8 @@ class AddJob(Struct, frozen=True):
     notify_url: str | None = field(default=None, name="notifyURL")
     job_name: str | None = field(default=None, name="jobName")
     disable_network: bool | None = None
+    priority: int | float | None = None
+    limiting_key: str | None = None
 
 
 class Prealloc(Struct, frozen=True):

@@ -54,11 +54,15 @@ NEEDS_NO_ROOM = {"end", "retry", "extend", "reap", "delivered", "retire", "forge
 """Run also when the server is out of memory (Redis 7): they free what it holds, or end what uses it."""
 
 
+SHARED = ("_common", "_lanes", "_arrows")
+"""Lua files that stand before every script."""
+
+
 @cache
 def _script(name: str, without_room: bool = False) -> tuple[str, str]:
     folder = resources.files(__package__) / "lua"
     first = "#!lua flags=allow-oom\n" if without_room else ""
-    text = first + (folder / "_common.lua").read_text() + (folder / f"{name}.lua").read_text()
+    text = first + "".join((folder / f"{part}.lua").read_text() for part in (*SHARED, name))
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 

@@ -11,12 +11,21 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | job:<id>            | hash   | one job; fields below                                                    |
 | same:<fingerprint>  | string | the id that an identical addJob gets; expires                            |
 | pins                | hash   | pin → id, for every live job                                             |
-| queued              | zset   | id → order, every queued job                                             |
-| wait:<class>        | zset   | id → order, the queued jobs of one requirement class                     |
+| queued              | zset   | id → id, every queued job                                                |
+| wait:<place>        | zset   | id → order, the queued jobs that can be claimed, of one place            |
+| parked:<place>      | zset   | id → order, those that cannot: their submitter is at its cap             |
+| mine:<place>⇥<who>  | zset   | id → order, the queued jobs of one submitter                             |
+| heads:<lane>⇥<who>  | hash   | class → the one job of a submitter with a cap that can be claimed        |
+| running:<lane>, running:<lane>⇥<who> | set | the held jobs of one lane, of one submitter                |
+| lane:<lane>         | hash   | its virtual time vt, weight, cap, cap for each submitter, mean_ms of a   |
+|                     |        | job, eta_error_ms; expires                                               |
+| lanes:<class>       | zset   | lane → vt, the lanes that have a job to claim now                        |
+| vclock              | string | the virtual time of the last lane that had its turn                      |
+| classes, classes:<lane>, queues:<class> | set | classes with queued jobs, of one lane; lanes with queued jobs |
 | bell:<class>        | list   | a token for each job added lately, bounded; carries nothing, BLPOP wakes |
 | held                | zset   | id → end of its lease, every assigned or running job                     |
 | machines            | hash   | machine → id of the job that was started on it                           |
-| claim:<instance>    | hash   | a dispatcher's last claim request, its job and seq; expires              |
+| claim:<instance>    | hash   | a dispatcher's last claim request and what it got (id:seq …); expires    |
 | dead                | zset   | id → when it ended; the history                                          |
 | outputs:<lab>       | hash   | output name → the newest job added under it                              |
 | live:<id>           | string | the output so far of a running job; expires                              |
@@ -30,12 +39,17 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | builds              | hash   | image and archive → build order and each host's verdict                  |
 | upkeep              | string | which dispatcher does the upkeep; expires                                |
 
-Fields of a job: spec (msgpack), class, state, order, added_ms, lab, out, pin, attempts, retries,
-seq, holder, machine, started_ms, ended_ms, ended_seq, verdict, output, note, intent, trace, cb
-(its callback URL, if any), cb_min_ms and cb_wait_ms (settings when it was added), answered_ms
-(when the answer that gave its id was last flushed), asked_ms (when addJob last came), cb_tries, cb_log
-(lines "<ms>|<what came of a try>"), cb_done_ms (when it was last delivered), resent_ms (when an
-operator last had it sent again), leaving (its output is being removed, and then it is forgotten).
+A class is what a job requires of its dispatcher (its image); a lane is a course; a place is
+`<class>⇥<lane>`; ⇥ is a tab, which no name can hold.
+
+Fields of a job: spec (msgpack), class, lane, who (its submitter), state, order, charged and claimed_ms
+(what its lane was charged with, and since when it is held), eta_ms (when it was foretold to start),
+added_ms, lab, out, pin, attempts, retries, seq, holder, machine, started_ms, ended_ms, ended_seq,
+verdict, output, note, intent, trace, cb (its callback URL, if any), cb_min_ms and cb_wait_ms (settings
+when it was added), answered_ms (when the answer that gave its id was last flushed), asked_ms (when
+addJob last came), cb_tries, cb_log (lines "<ms>|<what came of a try>"), cb_done_ms (when it was last
+delivered), resent_ms (when an operator last had it sent again), leaving (its output is being removed,
+and then it is forgotten).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from ..model import (
     Claim,
     DispatcherRecord,
     Due,
+    Forecast,
     JobRecord,
     JobSpec,
     JobState,
@@ -97,6 +98,12 @@ def claim(found: Sequence[Any]) -> Claim:
     """From {id, seq, attempt, added_ms, spec, …}."""
     job_id, seq, attempt, added_ms, spec = found[:5]
     return Claim(id=job_id, seq=seq, attempt=attempt, added_ms=added_ms, spec=_unpack(spec, JobSpec))
+
+
+def forecast(position: int, eta_ms: int, error_ms: int) -> Forecast:
+    """-1 says that nobody knows."""
+    eta_s, error_s = (None if ms < 0 else ms / 1000 for ms in (eta_ms, error_ms))
+    return Forecast(position=position, eta_s=eta_s, error_s=error_s)
 
 
 def dispatcher(packed: bytes, age_s: float) -> DispatcherRecord:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from .. import shares
 from ..config import Settings
 from ..errors import QueueFull, QueueOutOfMemory
 from ..feedback import short, verdict_text
-from ..model import Claim, DispatcherRecord, JobRecord, JobSpec, Verdict
+from ..model import Claim, DispatcherRecord, Forecast, JobRecord, JobSpec, Verdict
 from . import figures, keys, records
 from .connection import ID_RESERVE, Marks, Server, tell_loss
 from .history import History
@@ -76,7 +77,9 @@ class Queue(Outbox, History):
         of ids that survives Redis is above its id.
         """
         await self._require_room()
-        settings = self._settings
+        settings, now = self._settings, int(time.time() * 1000)
+        lane = shares.lane_of(settings.share, spec.lab, spec.courselab)
+        superseded = verdict_text(Verdict.CANCELLED)
         arguments = [
             records.pack(spec),
             spec.image,
@@ -89,6 +92,15 @@ class Queue(Outbox, History):
             int(settings.callbacks.min_age_s * 1000),
             int(settings.callbacks.unanswered_s * 1000),
             int(self._marks is not None),
+            lane.name,
+            lane.weight,
+            lane.max_running,
+            lane.max_running_each,
+            spec.submitter,
+            spec.priority,
+            lane.resubmission.value,
+            superseded,
+            short(verdict=superseded, at_ms=now),
             *spec.notes,
         ]
         try:
@@ -120,6 +132,19 @@ class Queue(Outbox, History):
         """The newest job added under that output name."""
         job_id = await self._command("HGET", f"{self._prefix}outputs:{lab}", output_name)
         return await self.job(int(job_id)) if job_id else None
+
+    async def newest_of_output(self, lab: str, output_name: str) -> int:
+        """The id of the newest job added under that output name, or 0."""
+        return int(await self._command("HGET", f"{self._prefix}outputs:{lab}", output_name) or 0)
+
+    async def forecasts(self, job_ids: Sequence[int], slots: int, classes: Collection[str]) -> dict[int, Forecast]:
+        """Of those of the jobs that are queued, given what all living dispatchers offer together."""
+        found = await self._run("position", slots, len(classes), *classes, *job_ids) if job_ids else []
+        return {i: records.forecast(*f) for i, f in zip(job_ids, found, strict=True) if f[0] >= 0}
+
+    async def waiting(self) -> dict[str, int]:
+        """How many jobs wait in each requirement class."""
+        return {name.decode(): n for name, n in await self._run("waiting")}
 
     async def live(self, limit: int) -> list[JobRecord]:
         """Held jobs, then queued ones in their order; at most `limit`."""
@@ -182,10 +207,14 @@ class Queue(Outbox, History):
 
     # -- from tango-dispatcher -------------------------------------------------------------------
 
-    async def claim(self, instance: str, request: str, classes: Sequence[str]) -> Claim | None:
-        """The next job of these classes, under a lease. The same request gets the same answer."""
-        found = await self._run("claim", instance, request, self._lease_ms, *classes)
-        return records.claim(found) if found else None
+    async def claim(self, instance: str, request: str, room: Mapping[str, int], most: int = 1) -> list[Claim]:
+        """The next jobs, under a lease: at most `most`, and of each class at most its room.
+
+        The same request gets the same answer, less what is no longer held.
+        """
+        flat = [part for offer in room.items() for part in offer]
+        found = await self._run("claim", instance, request, self._lease_ms, most, *flat)
+        return [records.claim(one) for one in found]
 
     async def start(self, claim: Claim, machine: str) -> Answer:
         return await self._ask("start", claim.id, claim.seq, machine)

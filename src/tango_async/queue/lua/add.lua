@@ -1,6 +1,8 @@
 -- add: nothing -> queued
 -- ARGV: spec, class, lab, output name, pin, fingerprint, same_ms, callback url, cb_min_ms, cb_wait_ms,
---       '1' if ids must be above a mark, then notes for the trace
+--       '1' if ids must be above a mark, lane, its weight, its cap, its cap for each submitter, submitter (or ''),
+--       priority, what it supersedes ('keep', 'output', 'submitter'), text and short feedback for those,
+--       then notes for the trace
 -- Answers {id, new}: new is 0 if an identical addJob has given the id already; id is 0 if this server has
 -- been emptied and does not know the mark (raise_ids).
 local same = K('same:' .. ARGV[6])
@@ -20,18 +22,44 @@ if known then
   end
 end
 if ARGV[11] == '1' and redis.call('EXISTS', K('ids')) == 0 then return {0, 0} end
-local now = now_ms()
+
+local now, class, lane, who = now_ms(), ARGV[2], ARGV[12], ARGV[16]
 local id = int(redis.call('INCR', K('ids')))
-redis.call('HSET', J(id), 'spec', ARGV[1], 'class', ARGV[2], 'lab', ARGV[3], 'out', ARGV[4], 'pin', ARGV[5],
-  'state', 'queued', 'order', id, 'added_ms', int(now), 'asked_ms', int(now), 'attempts', '0', 'retries', '0', 'seq', '0',
+
+local function older()
+  if ARGV[18] == 'output' then return {redis.call('HGET', K('outputs:' .. ARGV[3]), ARGV[4]) or nil} end
+  if ARGV[18] ~= 'submitter' or who == '' then return {} end
+  local found = redis.call('SMEMBERS', of('running', lane, who))
+  for _, kind in ipairs(redis.call('SMEMBERS', K('classes:' .. lane))) do
+    for _, other in ipairs(redis.call('ZRANGE', mine_key(kind, lane, who), 0, 999)) do found[#found + 1] = other end
+  end
+  return found
+end
+
+for _, other in ipairs(older()) do
+  local f = redis.call('HMGET', J(other), 'state', 'lab', 'intent')
+  if f[1] and f[1] ~= 'dead' and f[2] == ARGV[3] and not f[3] then
+    trace(other, now, 'Superseded by job ' .. id)
+    call_off(other, now, ARGV[19], ARGV[20])
+  end
+end
+
+redis.call('HSET', lane_key(lane), 'weight', ARGV[13], 'cap', ARGV[14], 'each', ARGV[15])
+redis.call('EXPIRE', lane_key(lane), MEMORY_S)
+local pending = 0
+if who ~= '' then
+  pending = redis.call('ZCARD', mine_key(class, lane, who)) + redis.call('SCARD', of('running', lane, who))
+end
+local order = int((100 - ARGV[17]) * PRIORITY + id + PENALTY * pending)
+redis.call('HSET', J(id), 'spec', ARGV[1], 'class', class, 'lab', ARGV[3], 'out', ARGV[4], 'pin', ARGV[5],
+  'lane', lane, 'who', who, 'order', order,
+  'state', 'queued', 'added_ms', int(now), 'asked_ms', int(now), 'attempts', '0', 'retries', '0', 'seq', '0',
   'cb', ARGV[8], 'cb_min_ms', ARGV[9], 'cb_wait_ms', ARGV[10], 'cb_tries', '0', 'answered_ms', '0')
-for i = 12, #ARGV do trace(id, now, ARGV[i]) end
+for i = 21, #ARGV do trace(id, now, ARGV[i]) end
 trace(id, now, 'Added job ' .. id .. ' to queue')
 redis.call('SET', same, id, 'PX', ARGV[7])
 redis.call('HSET', K('pins'), ARGV[5], id)
 redis.call('HSET', K('outputs:' .. ARGV[3]), ARGV[4], id)
-redis.call('ZADD', K('queued'), id, id)
-redis.call('ZADD', K('wait:' .. ARGV[2]), id, id)
 count('job_requests')
-ring(K('bell:' .. ARGV[2]))
+enqueue(id)
 return {tonumber(id), 1}

@@ -1,34 +1,67 @@
--- claim: queued -> assigned, for the oldest waiting job of the offered classes
--- ARGV: instance, request id, lease_ms, classes
--- Answers {id, seq, attempt, added_ms, spec}, or nil. The same request again gets the same answer.
-local mine = K('claim:' .. ARGV[1])
-local last = redis.call('HMGET', mine, 'request', 'id', 'seq')
-local id, seq
-if last[1] == ARGV[2] then
-  if not holds(last[2], last[3]) then return nil end
-  id, seq = last[2], last[3]
-else
-  local best
-  for i = 4, #ARGV do
-    local head = redis.call('ZRANGE', K('wait:' .. ARGV[i]), 0, 0, 'WITHSCORES')
+-- claim: queued -> assigned, for up to `most` jobs of the offered classes: each time the lane with the least
+-- virtual time, and of it the first job
+-- ARGV: instance, request id, lease_ms, most, then class, room (jobs of it that may be claimed), class, room …
+-- Answers a list of {id, seq, attempt, added_ms, spec}. The same request again gets the same answer.
+local mine, now = K('claim:' .. ARGV[1]), now_ms()
+
+local function answer(id)
+  local f = redis.call('HMGET', J(id), 'seq', 'attempts', 'added_ms', 'spec')
+  return {tonumber(id), tonumber(f[1]), tonumber(f[2]), tonumber(f[3]), f[4]}
+end
+
+local function again(given)
+  local found = {}
+  for id, seq in string.gmatch(given, '(%d+):(%d+)') do
+    if holds(id, seq) then found[#found + 1] = answer(id) end
+  end
+  return found
+end
+
+-- The first job of the first lane among the classes that still have room, and its class.
+local function first(room)
+  local id, chosen, least, first_order
+  for class, left in pairs(room) do
+    local head = left > 0 and redis.call('ZRANGE', K('lanes:' .. class), 0, 0, 'WITHSCORES') or {}
     if head[1] then
-      if not best or tonumber(head[2]) < best then id, best = head[1], tonumber(head[2]) end
-    else
-      redis.call('DEL', K('bell:' .. ARGV[i]))
+      local job, vt = redis.call('ZRANGE', place('wait', class, head[1]), 0, 0, 'WITHSCORES'), tonumber(head[2])
+      local order = tonumber(job[2])
+      if not least or vt < least or (vt == least and order < first_order) then
+        id, chosen, least, first_order = job[1], class, vt, order
+      end
+    elseif left > 0 then
+      redis.call('DEL', K('bell:' .. class))
     end
   end
-  if not id then return nil end
-  local now = now_ms()
-  seq = int(redis.call('INCR', K('seq')))
-  redis.call('ZREM', K('queued'), id)
-  redis.call('ZREM', K('wait:' .. redis.call('HGET', J(id), 'class')), id)
+  if id then redis.call('SET', K('vclock'), math.max(least, redis.call('GET', K('vclock')) or 0)) end
+  return id, chosen
+end
+
+local function take(id)
+  local seq = int(redis.call('INCR', K('seq')))
   local attempt = redis.call('HINCRBY', J(id), 'attempts', 1)
+  local f = redis.call('HMGET', J(id), 'lane', 'who', 'eta_ms')
   redis.call('HSET', J(id), 'state', 'assigned', 'seq', seq, 'holder', ARGV[1], 'machine', '')
   redis.call('ZADD', K('held'), int(now + ARGV[3]), id)
+  occupy(id, f[1], f[2], now)
+  if f[3] then learn(f[1], now - f[3]) end
   trace(id, now, 'Dispatched job ' .. id .. ' [try ' .. (attempt - 1) .. ']')
-  redis.call('HSET', mine, 'request', ARGV[2], 'id', id, 'seq', seq)
-  redis.call('EXPIRE', mine, 3600)
   count('claims')
+  return id .. ':' .. seq
 end
-local f = redis.call('HMGET', J(id), 'attempts', 'added_ms', 'spec')
-return {tonumber(id), tonumber(seq), tonumber(f[1]), tonumber(f[2]), f[3]}
+
+local last = redis.call('HMGET', mine, 'request', 'given')
+if last[1] == ARGV[2] then return again(last[2]) end
+local room, taken, found = {}, {}, {}
+for i = 5, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
+for _ = 1, ARGV[4] do
+  local id, class = first(room)
+  if not id then break end
+  taken[#taken + 1] = take(id)
+  found[#found + 1] = answer(id)
+  room[class] = room[class] - 1
+end
+if #found > 0 then
+  redis.call('HSET', mine, 'request', ARGV[2], 'given', table.concat(taken, ' '))
+  redis.call('EXPIRE', mine, 3600)
+end
+return found

@@ -1,0 +1,53 @@
+-- The arrows that several scripts share: put behind _lanes.lua.
+
+-- held -> nobody's
+local function let_go(id, now, ended)
+  redis.call('ZREM', K('held'), id)
+  local machine = redis.call('HGET', J(id), 'machine')
+  if machine and machine ~= '' then redis.call('HDEL', K('machines'), machine) end
+  redis.call('DEL', K('live:' .. id))
+  vacate(id, now, ended)
+end
+
+-- assigned/running -> queued, at its old place
+local function requeue(id, now, text)
+  let_go(id, now, false)
+  redis.call('HSET', J(id), 'state', 'queued', 'holder', '', 'machine', '', 'started_ms', '0')
+  trace(id, now, text)
+  enqueue(id)
+end
+
+-- queued/assigned/running -> dead. Writes the outbox entry in the same step. `seq` is that of the holder
+-- who ended it, or '0': only that holder may later hear DONE.
+local function bury(id, now, seq, verdict, text, output, note)
+  local f = redis.call('HMGET', J(id), 'state', 'pin', 'cb', 'answered_ms', 'cb_min_ms', 'cb_wait_ms', 'asked_ms')
+  if f[1] == 'queued' then dequeue(id) else let_go(id, now, true) end
+  redis.call('HDEL', K('pins'), f[2])
+  redis.call('HSET', J(id), 'state', 'dead', 'ended_ms', int(now), 'ended_seq', seq,
+    'verdict', verdict, 'output', output, 'note', note)
+  redis.call('ZADD', K('dead'), int(now), id)
+  count('ended_' .. verdict)
+  trace(id, now, text, true)
+  if f[3] and f[3] ~= '' then
+    local due = now
+    if f[4] and f[4] ~= '0' then
+      due = math.max(now, f[4] + f[5])
+    else
+      due = math.max(now, f[7] + f[6])
+    end
+    redis.call('ZADD', K('outbox'), int(due), id)
+  end
+end
+
+-- A queued job is dead at once; a held one gets the intent that every later arrow looks at.
+local function call_off(id, now, text, note)
+  local f = redis.call('HMGET', J(id), 'state', 'holder')
+  if f[1] == 'queued' then
+    bury(id, now, '0', 'cancelled', text, '', note)
+    return 'cancelled'
+  end
+  redis.call('HSET', J(id), 'intent', 'cancel')
+  ring(K('control:' .. f[2]))
+  redis.call('EXPIRE', K('control:' .. f[2]), 60)
+  return 'requested'
+end

@@ -1,0 +1,147 @@
+-- Fair share, shared by all scripts: put behind _common.lua.
+-- A queued job is in `queued` and either in wait:<class><tab><lane> (it can be claimed) or in
+-- parked:<class><tab><lane> (its submitter has as many running as the lane allows each, or a better one waits).
+-- A lane stands in lanes:<class>, at its virtual time, iff it has a job to claim there and is below its cap.
+local T = '\t'
+local PENALTY, PRIORITY = 100, 2 ^ 40
+local MEMORY_S = 30 * 86400
+local FIRST_GUESS_MS = 1000
+
+local function lane_key(lane) return K('lane:' .. lane) end
+local function place(kind, class, lane) return K(kind .. ':' .. class .. T .. lane) end
+local function of(kind, lane, who) return K(kind .. ':' .. lane .. T .. who) end
+local function mine_key(class, lane, who) return K('mine:' .. class .. T .. lane .. T .. who) end
+local function number_of(lane, field) return tonumber(redis.call('HGET', lane_key(lane), field) or '0') end
+local function weight_of(lane) return math.max(number_of(lane, 'weight'), 0.001) end
+local function mean_of(lane) return tonumber(redis.call('HGET', lane_key(lane), 'mean_ms') or FIRST_GUESS_MS) end
+
+-- The lane's virtual time moves, and with it its place among the others.
+local function advance(lane, by)
+  local vt = redis.call('HINCRBYFLOAT', lane_key(lane), 'vt', string.format('%.3f', by))
+  for _, class in ipairs(redis.call('SMEMBERS', K('classes:' .. lane))) do
+    redis.call('ZADD', K('lanes:' .. class), 'XX', vt, lane)
+  end
+end
+
+-- Offers the lane's jobs of this class, or hides them, as its cap and its jobs say. True if they were hidden before.
+local function refresh_lane(class, lane)
+  local cap, lanes = number_of(lane, 'cap'), K('lanes:' .. class)
+  local open = redis.call('EXISTS', place('wait', class, lane)) == 1
+    and (cap == 0 or redis.call('SCARD', K('running:' .. lane)) < cap)
+  if not open then
+    redis.call('ZREM', lanes, lane)
+  elseif not redis.call('ZSCORE', lanes, lane) then
+    -- Who was away has saved up nothing: it comes in beside the first of those that wait, or of the last that did.
+    local floor = redis.call('ZRANGE', lanes, 0, 0, 'WITHSCORES')[2] or redis.call('GET', K('vclock')) or '0'
+    local behind = tonumber(floor) - number_of(lane, 'vt')
+    if behind > 0 then advance(lane, behind) end
+    redis.call('ZADD', lanes, redis.call('HGET', lane_key(lane), 'vt') or '0', lane)
+    return true
+  end
+end
+
+-- Of a submitter with a cap only the best job of each class is offered, and none at the cap.
+local function refresh_head(class, lane, who)
+  local each, heads = number_of(lane, 'each'), of('heads', lane, who)
+  local shown, best = redis.call('HGET', heads, class), nil
+  if each == 0 or redis.call('SCARD', of('running', lane, who)) < each then
+    best = redis.call('ZRANGE', mine_key(class, lane, who), 0, 0)[1]
+  end
+  if shown and shown ~= best then
+    local order = redis.call('ZSCORE', place('wait', class, lane), shown)
+    redis.call('HDEL', heads, class)
+    if order then
+      redis.call('ZREM', place('wait', class, lane), shown)
+      redis.call('ZADD', place('parked', class, lane), order, shown)
+    end
+  end
+  if best and shown ~= best then
+    redis.call('HSET', heads, class, best)
+    redis.call('ZADD', place('wait', class, lane), redis.call('HGET', J(best), 'order'), best)
+    redis.call('ZREM', place('parked', class, lane), best)
+  end
+end
+
+local function has_heads(lane, who)
+  return who ~= '' and (number_of(lane, 'each') > 0 or redis.call('EXISTS', of('heads', lane, who)) == 1)
+end
+
+-- nothing, held -> queued
+local function enqueue(id)
+  local f = redis.call('HMGET', J(id), 'class', 'lane', 'who', 'order')
+  local class, lane, who = f[1], f[2], f[3]
+  redis.call('ZADD', K('queued'), id, id)
+  redis.call('SADD', K('classes'), class)
+  redis.call('SADD', K('classes:' .. lane), class)
+  redis.call('SADD', K('queues:' .. class), lane)
+  if who ~= '' then redis.call('ZADD', mine_key(class, lane, who), f[4], id) end
+  if has_heads(lane, who) then
+    redis.call('ZADD', place('parked', class, lane), f[4], id)
+    refresh_head(class, lane, who)
+  else
+    redis.call('ZADD', place('wait', class, lane), f[4], id)
+  end
+  refresh_lane(class, lane)
+  ring(K('bell:' .. class))
+end
+
+-- queued -> held, dead
+local function dequeue(id)
+  local f = redis.call('HMGET', J(id), 'class', 'lane', 'who')
+  local class, lane, who = f[1], f[2], f[3]
+  redis.call('ZREM', K('queued'), id)
+  redis.call('ZREM', place('wait', class, lane), id)
+  redis.call('ZREM', place('parked', class, lane), id)
+  if who ~= '' then redis.call('ZREM', mine_key(class, lane, who), id) end
+  if has_heads(lane, who) then refresh_head(class, lane, who) end
+  refresh_lane(class, lane)
+  if redis.call('EXISTS', place('wait', class, lane), place('parked', class, lane)) == 0 then
+    redis.call('SREM', K('classes:' .. lane), class)
+    redis.call('SREM', K('queues:' .. class), lane)
+    if redis.call('EXISTS', K('queues:' .. class)) == 0 then redis.call('SREM', K('classes'), class) end
+  end
+end
+
+local function refresh_all(lane, who)
+  for _, class in ipairs(redis.call('SMEMBERS', K('classes:' .. lane))) do
+    if has_heads(lane, who) then refresh_head(class, lane, who) end
+    if refresh_lane(class, lane) then ring(K('bell:' .. class)) end
+  end
+end
+
+-- queued -> held. Counted among its lane's and its submitter's running jobs, and charged with what such a job
+-- takes as a rule.
+local function occupy(id, lane, who, now)
+  redis.call('SADD', K('running:' .. lane), id)
+  if who ~= '' then redis.call('SADD', of('running', lane, who), id) end
+  dequeue(id)
+  local charge = mean_of(lane) / weight_of(lane)
+  redis.call('HSET', J(id), 'charged', string.format('%.3f', charge), 'claimed_ms', int(now))
+  advance(lane, charge)
+  if number_of(lane, 'cap') > 0 or has_heads(lane, who) then refresh_all(lane, who) end
+end
+
+-- No longer held. A job that ended is charged with the time that it had a slot, any other with nothing.
+local function vacate(id, now, ended)
+  local f = redis.call('HMGET', J(id), 'lane', 'who', 'charged', 'claimed_ms')
+  local lane, who = f[1], f[2]
+  if redis.call('SREM', K('running:' .. lane), id) == 0 then return end
+  if who ~= '' then redis.call('SREM', of('running', lane, who), id) end
+  local took = 0
+  if ended then
+    took = math.min(math.max(now - f[4], 0), 86400000)
+    local known = redis.call('HGET', lane_key(lane), 'mean_ms')
+    local mean = known and 0.9 * known + 0.1 * took or took
+    redis.call('HSET', lane_key(lane), 'mean_ms', string.format('%.3f', math.max(mean, 1)))
+  end
+  advance(lane, took / weight_of(lane) - f[3])
+  redis.call('EXPIRE', lane_key(lane), MEMORY_S)
+  refresh_all(lane, who)
+end
+
+-- Remembers by how much the start that was foretold of a job was wrong.
+local function learn(lane, error_ms)
+  local known = redis.call('HGET', lane_key(lane), 'eta_error_ms')
+  local mean = known and 0.9 * known + 0.1 * math.abs(error_ms) or math.abs(error_ms)
+  redis.call('HSET', lane_key(lane), 'eta_error_ms', int(mean))
+end

@@ -1,0 +1,69 @@
+-- position: how many jobs will start before each of these, and when it will, under fair share; no arrow
+-- ARGV: slots of all living dispatchers, number of classes they offer, those classes, then ids
+-- Answers for each id {jobs before it (-1: it is not queued), ms until it starts (-1: nobody knows), mean error of
+-- such a forecast in its lane in ms (-1: none was tried)}.
+local now, slots, offered, lanes = now_ms(), tonumber(ARGV[1]), {}, {}
+local busy_ms = 0
+
+for i = 3, 2 + ARGV[2] do offered[ARGV[i]] = true end
+
+local function line(lane, class)
+  return redis.call('ZCARD', place('wait', class, lane)) + redis.call('ZCARD', place('parked', class, lane))
+end
+
+local function look(lane)
+  local f = redis.call('HMGET', lane_key(lane), 'vt', 'eta_error_ms', 'cap')
+  local running = redis.call('SCARD', K('running:' .. lane))
+  local found = {vt = tonumber(f[1] or 0), mean = mean_of(lane), weight = weight_of(lane), waiting = 0,
+    error = tonumber(f[2] or -1), cap = tonumber(f[3] or 0), classes = redis.call('SMEMBERS', K('classes:' .. lane))}
+  for _, class in ipairs(found.classes) do
+    if offered[class] then found.waiting = found.waiting + line(lane, class) end
+  end
+  -- A job that runs has half of its time before it, as a rule.
+  busy_ms = busy_ms + running * found.mean / 2
+  return found
+end
+
+for class in pairs(offered) do
+  for _, lane in ipairs(redis.call('ZRANGE', K('lanes:' .. class), 0, 199)) do
+    if not lanes[lane] then lanes[lane] = look(lane) end
+  end
+end
+
+-- Those of its own lane that come before it.
+local function ahead(mine, lane, order)
+  local n = 0
+  for _, class in ipairs(mine.classes) do
+    if offered[class] then
+      n = n + redis.call('ZCOUNT', place('wait', class, lane), '-inf', '(' .. order)
+        + redis.call('ZCOUNT', place('parked', class, lane), '-inf', '(' .. order)
+    end
+  end
+  return n
+end
+
+local function forecast(id)
+  local f = redis.call('HMGET', J(id), 'state', 'class', 'lane', 'order')
+  if f[1] ~= 'queued' then return {-1, -1, -1} end
+  local lane = f[3]
+  if not lanes[lane] then lanes[lane] = look(lane) end
+  local mine = lanes[lane]
+  local before = ahead(mine, lane, f[4])
+  local work, starts_at = before * mine.mean, mine.vt + before * mine.mean / mine.weight
+  for name, other in pairs(lanes) do
+    if name ~= lane and starts_at > other.vt then
+      local n = math.min(other.waiting, math.ceil((starts_at - other.vt) * other.weight / other.mean))
+      before, work = before + n, work + n * other.mean
+    end
+  end
+  if not offered[f[2]] or slots == 0 then return {before, -1, mine.error} end
+  local eta = (work + busy_ms) / slots
+  if before < slots - redis.call('ZCARD', K('held')) then eta = 0 end
+  if mine.cap > 0 then eta = math.max(eta, ahead(mine, lane, f[4]) * mine.mean / mine.cap) end
+  redis.call('HSETNX', J(id), 'eta_ms', int(now + eta))
+  return {before, math.ceil(eta), mine.error}
+end
+
+local found = {}
+for i = 3 + ARGV[2], #ARGV do found[#found + 1] = forecast(ARGV[i]) end
+return found
