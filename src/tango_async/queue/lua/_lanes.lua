@@ -31,9 +31,11 @@ local function refresh_lane(class, lane)
   if not open then
     redis.call('ZREM', lanes, lane)
   elseif not redis.call('ZSCORE', lanes, lane) then
-    -- Who was away has saved up nothing: it comes in beside the first of those that wait, or of the last that did.
-    local floor = redis.call('ZRANGE', lanes, 0, 0, 'WITHSCORES')[2] or redis.call('GET', K('vclock')) or '0'
-    local behind = tonumber(floor) - number_of(lane, 'vt')
+    -- Who was away has saved up nothing. It comes in where the last one had its turn, but never behind those that
+    -- wait: their time may have gone back, when their jobs took less than was thought.
+    local clock = tonumber(redis.call('GET', K('vclock')) or '0')
+    local least = tonumber(redis.call('ZRANGE', lanes, 0, 0, 'WITHSCORES')[2] or clock)
+    local behind = math.min(clock, least) - number_of(lane, 'vt')
     if behind > 0 then advance(lane, behind) end
     redis.call('ZADD', lanes, redis.call('HGET', lane_key(lane), 'vt') or '0', lane)
     return true
