@@ -24,7 +24,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from ..config import Store
 from ..errors import BadName, InputChanged, NotFound, StoreError, TangoError
@@ -34,6 +34,10 @@ from .base import Pin, StoredFile
 from .disk import BLOCK, Batches, Incoming, Md5s, link_or_copy, remove, store_error, sync_folder, used_now
 from .housekeeping import PIN, Housekeeping
 from .layout import OUTPUT
+
+W = TypeVar("W")
+R = TypeVar("R")
+Work = Callable[[], object]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,8 @@ class LocalStore(Housekeeping):
         # Pins have a thread of their own: addJob must not wait behind a gigabyte being hashed.
         self._pin_thread = ThreadPoolExecutor(1, thread_name_prefix="store-pins")
         self._pinning = Batches(self._pin_all, self._pin_thread)
+        self._storing = Batches(self._store_all, self._threads)
+        self._tidying: Batches[Work, None] = Batches(_do_all, self._threads)
 
     async def close(self) -> None:
         self._pin_thread.shutdown(wait=False)
@@ -137,10 +143,7 @@ class LocalStore(Housekeeping):
     # -- pins ------------------------------------------------------------------------------------
 
     async def pin(self, lab: str, wanted: Sequence[tuple[str, str]]) -> Pin:
-        try:
-            return await self._pinning.ask(Wish(lab, wanted))
-        except OSError as e:
-            raise store_error(e) from e
+        return await _asked(self._pinning, Wish(lab, wanted))
 
     def _pin_all(self, wishes: list[Wish]) -> list[Pin | Exception]:
         made: list[Pin | Exception] = []
@@ -186,7 +189,8 @@ class LocalStore(Housekeeping):
         return [self._pins / f"{pin}.{n}" for n in range(int(parts["count"]))]
 
     async def unpin(self, pin: str) -> None:
-        await self._run(remove, self._pinned(pin))
+        paths = self._pinned(pin)
+        await _asked(self._tidying, lambda: remove(paths))
 
     def inputs(self, pin: str, files: Sequence[PinnedFile]) -> list[InputFile]:
         paths = self._pinned(pin)
@@ -217,12 +221,38 @@ class LocalStore(Housekeeping):
     # -- outputs ---------------------------------------------------------------------------------
 
     async def put_output(self, ref: str, body: bytes) -> None:
-        await self._run(self._write, self._stored_output(ref), body)
+        await _asked(self._storing, (self._stored_output(ref), body))
+
+    def _store_all(self, wishes: list[tuple[Path, bytes]]) -> list[Exception | None]:
+        """Renamed before they are synced, so that one commit of the disk's journal serves them all.
+
+        A crash in between leaves a torn one, but under a name that no job has been given yet.
+        """
+        results: dict[Path, Exception | None] = {}
+        received: dict[Path, Incoming] = {}
+        for target, body in dict(wishes).items():
+            results[target] = None
+            incoming = received[target] = Incoming(self._tmp)
+            try:
+                incoming.write([body])
+                incoming.path.replace(target)
+            except OSError as e:
+                results[target] = e
+        for target, incoming in received.items():
+            try:
+                incoming.finish()
+            except OSError as e:
+                results[target] = results[target] or e
+            if results[target] is not None:
+                incoming.drop()
+                target.unlink(missing_ok=True)
+        sync_folder(self._outputs)
+        return [results[target] for target, _ in wishes]
 
     async def show_output(self, ref: str, lab: str, output_name: str) -> None:
         stored, shown = self._stored_output(ref), self._shown_output(lab, output_name)
         try:
-            await self._run(self._show, stored, shown)
+            await _asked(self._tidying, lambda: self._show(stored, shown))
         except StoreError as e:
             log.warning("feedback %s cannot be shown in the courselab's %s directory: %s", ref, OUTPUT, e)
 
@@ -321,6 +351,26 @@ class LocalStore(Housekeeping):
                 yield block
         finally:
             file.close()
+
+
+def _do_all(wishes: list[Work]) -> list[Exception | None]:
+    results: list[Exception | None] = []
+    for wish in wishes:
+        try:
+            wish()
+        except OSError as e:
+            results.append(e)
+        else:
+            results.append(None)
+    return results
+
+
+async def _asked(batches: Batches[W, R], wish: W) -> R:
+    """In the next batch; the system's errors become ours."""
+    try:
+        return await batches.ask(wish)
+    except OSError as e:
+        raise store_error(e) from e
 
 
 def _size(path: Path) -> int:

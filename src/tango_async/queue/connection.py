@@ -124,11 +124,12 @@ class Server:
             return await connection.read_response()
 
         server = _parse_info(await ask("INFO", "server"))
-        if server["run_id"] == self._greeted:
+        before = self._greeted
+        if server["run_id"] == before:
             return
         self._knows_flags = int(server["redis_version"].split(".")[0]) >= 7
         await ask("EVAL", _script("greet")[0], 1, self.prefix, server["run_id"], self._quiet_ms)
-        if self._greeted:
+        if before:
             log.warning(
                 "Redis is another one than before or was restarted; for a while no job is taken from its holder"
             )
