@@ -49,6 +49,10 @@ class Job(msgspec.Struct, frozen=True):
     output_file: str | None = msgspec.field(default="", name="outputFile")
     callback_url: str | None = msgspec.field(default=None, name="notifyURL")
     vm: dict[str, Any] = msgspec.field(default_factory=dict)
+    position: int | None = None
+    """Jobs that start before it, if it waits and the server tells."""
+    eta_s: float | None = msgspec.field(default=None, name="etaSecs")
+    eta_error_s: float | None = msgspec.field(default=None, name="etaErrorSecs")
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -63,6 +67,7 @@ class Info(msgspec.Struct, frozen=True):
     runjob_errors: int = 0
     copyout_errors: int = 0
     num_threads: int = 0
+    unoffered: dict[str, int] = {}
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -83,6 +88,8 @@ class JobRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     max_kb: int | None = None
     callback_url: str | None = None
     disable_network: bool = False
+    priority: int | None = None
+    limiting_key: str | None = None
 
     def body(self) -> dict[str, Any]:
         fields: dict[str, Any] = msgspec.to_builtins(self)

@@ -311,3 +311,24 @@ async def test_no_file_takes_the_makefiles_place(lab: Api, name: str) -> None:
     files = [{"localFile": "autograde-Makefile", "destFile": "Makefile"}, {"localFile": "hello.sh", "destFile": name}]
     reply = await lab.add(files=files)
     assert f"{name} would be read instead of the Makefile" in str(reply.message)
+
+
+@pytest.mark.parametrize("priority", [101, -101, 0.5, 1e300, float("inf")])
+async def test_an_absurd_priority_is_refused(lab: Api, priority: float) -> None:
+    reply = await lab.add(priority=priority)
+    assert reply.json["statusId"] == -1
+    assert "riority" in str(reply.message) or "JSON" in str(reply.message)
+
+
+@pytest.mark.parametrize("key", ["a\tb", "a\nb", "x" * 300])
+async def test_an_absurd_limiting_key_is_refused(lab: Api, key: str) -> None:
+    reply = await lab.add(limiting_key=key)
+    assert "limiting_key" in str(reply.message)
+
+
+async def test_a_job_has_the_submitter_of_its_name_or_the_key_that_was_sent(lab: Api) -> None:
+    await lab.add(output_file="1.txt")
+    await lab.add(output_file="2.txt", limiting_key="team/7", priority=5)
+    await lab.add(output_file="3.txt", jobName="course_lab_regrade_1_student@example.edu")
+    found = [(j.spec.submitter, j.spec.priority) for j in await lab.queue.live(10)]
+    assert sorted(found) == [("student@example.edu", -10), ("student@example.edu", 0), ("team/7", 5)]

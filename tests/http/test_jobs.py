@@ -61,6 +61,9 @@ async def test_a_queued_job_is_listed_with_every_field(lab: Api) -> None:
             "network": True,
             "resume": None,
         },
+        "position": 0,
+        "etaSecs": None,
+        "etaErrorSecs": None,
     }
 
 
@@ -104,7 +107,7 @@ async def test_a_list_that_is_no_number_is_an_error_in_tangos_shape(api: Api) ->
 def test_no_key_and_no_second_bar_is_in_an_entry() -> None:
     line = TraceLine(at_ms=1_672_671_843_000, text="a|b")
     job = JobRecord(id=1, spec=spec(lab="secret-lab", courselab="lab"), state=JobState.DEAD, added_ms=0, trace=(line,))
-    body = wire.encode_jobs([job])
+    body = wire.encode_jobs([job], {})
     assert b"secret" not in body
     assert b'"Mon Jan  2 15:04:03 2023|a/b"' in body
 
@@ -177,3 +180,33 @@ async def test_a_running_job_is_asked_to_end(lab: Api) -> None:
 @pytest.mark.parametrize("path", ["/cancel/test/7/", "/cancel/test/lab/none/", "/cancel/test/nolab/none/"])
 async def test_a_job_that_is_not_there_is_not_cancelled(api: Api, path: str) -> None:
     assert (await api.post(path)).outcome == (-2, "Job not found")
+
+
+async def test_a_waiting_job_tells_its_position_and_when_it_starts(lab: Api) -> None:
+    await lab.publish("autograding_image", slots=2)
+    for n in range(4):
+        await lab.add(output_file=f"{n}.txt")
+    assert [(j["position"], j["etaSecs"]) for j in await listed(lab, 0)] == [(0, 0), (1, 0), (2, 1), (3, 1.5)]
+    told = (await lab.get("/position/test/4")).json
+    assert told == {
+        "statusId": 0, "statusMsg": "Found job", "jobId": 4, "state": "queued",
+        "position": 3, "etaSecs": 1.5, "etaErrorSecs": None,
+    }  # fmt: skip
+
+
+async def test_a_job_that_does_not_wait_has_no_position(lab: Api) -> None:
+    await lab.add()
+    await claim_one(lab.queue)
+    told = (await lab.get("/position/test/1/")).json
+    assert (told["state"], told["position"], told["etaSecs"]) == ("assigned", None, None)
+    assert (await lab.get("/position/test/999999/")).outcome == (-1, "Job not found")
+
+
+async def test_jobs_that_nobody_can_run_are_reported_at_once(lab: Api) -> None:
+    await lab.add()
+    (entry,) = await listed(lab, 0)
+    assert "No living dispatcher offers" in entry["trace"][0]
+    assert (entry["position"], entry["etaSecs"]) == (0, None)
+    assert (await lab.get("/info/test/")).json["info"]["unoffered"] == {"autograding_image": 1}
+    await lab.publish("autograding_image")
+    assert (await lab.get("/info/test/")).json["info"]["unoffered"] == {}

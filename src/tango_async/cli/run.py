@@ -43,6 +43,7 @@ class Order:
     copies: int = 1
     timeout_s: int | None = None
     network: bool = True
+    priority: int | None = None
     callback_url: str | None = None
     live_to_end: bool = True
     """Whether the live output is completed from the feedback, which is not shown in the same place."""
@@ -127,6 +128,7 @@ async def _one(
         timeout_s=order.timeout_s,
         callback_url=order.callback_url,
         disable_network=not order.network,
+        priority=order.priority,
     )
     begun = time.monotonic()
     job = await client.add_job(order.lab, request, idempotency_key=secrets.token_hex(16))

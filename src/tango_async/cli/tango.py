@@ -74,6 +74,7 @@ def main() -> None:
 @click.option("-j", "copies", type=click.IntRange(1, 10_000), default=1, help="Run so many copies.")
 @click.option("--timeout", "timeout_s", type=click.IntRange(min=1), help="Seconds; default: the server's.")
 @click.option("--courselab", help="Courselab to upload to; default: the directory's name.")
+@click.option("--priority", type=int, help="Among the jobs of its course, -100 to 100; more is earlier.")
 @click.option("--no-network", is_flag=True, help="Give the job no network.")
 @click.option("--callback", "callback_url", help="URL that gets the feedback, too.")
 @click.option("-q", "--quiet", is_flag=True, help="No live output.")
@@ -87,6 +88,7 @@ async def run(
     copies: int,
     timeout_s: int | None,
     courselab: str | None,
+    priority: int | None,
     no_network: bool,
     callback_url: str | None,
     quiet: bool,
@@ -103,6 +105,7 @@ async def run(
         copies=copies,
         timeout_s=timeout_s,
         network=not no_network,
+        priority=priority,
         callback_url=callback_url,
         live_to_end=not sys.stdout.isatty(),
     )
@@ -156,6 +159,7 @@ async def job(client: TangoClient, job_id: int, as_json: bool) -> None:
         ("retries", found.retries),
         ("output", found.output_file or ""),
         ("callback", found.callback_url or "none"),
+        *_foretold(found),
     ]
     click.echo("\n".join(f"{name:10}{terminal.harmless(str(value))}" for name, value in facts))
     click.echo(terminal.harmless("\n".join(f"  {event.replace('|', '  ', 1)}" for event in found.trace)))
@@ -197,7 +201,7 @@ async def info(client: TangoClient, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
     else:
-        click.echo("\n".join(f"{name:18}{value}" for name, value in found.items()))
+        click.echo("\n".join(f"{name:18}{value}" for name, value in found.items() if value != {}))
 
 
 @tango.group("config")
@@ -224,6 +228,14 @@ async def _find(client: TangoClient, job_id: int) -> tuple[Job, bool]:
             if found.id == job_id:
                 return found, dead
     raise ClientError(f"the server lists no job {job_id}")
+
+
+def _foretold(found: Job) -> list[tuple[str, object]]:
+    if found.position is None:
+        return []
+    starts = "when a dispatcher offers what it needs" if found.eta_s is None else f"in about {found.eta_s:.0f} s"
+    error = "" if found.eta_error_s is None else f" (such forecasts were wrong by {found.eta_error_s:.0f} s)"
+    return [("position", f"{found.position} jobs start before it"), ("starts", starts + error)]
 
 
 def _state(found: Job, dead: bool) -> str:

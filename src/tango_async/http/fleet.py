@@ -17,6 +17,7 @@ class Fleet:
         self._queue = queue
         self._images: frozenset[str] = frozenset()
         self._offered: frozenset[str] = frozenset()
+        self._slots = 0
         self._read_at = float("-inf")
 
     async def all(self) -> list[DispatcherRecord]:
@@ -24,12 +25,19 @@ class Fleet:
         records = await self._queue.dispatchers()
         self._images = frozenset(image for record in records for image in record.images)
         self._offered = frozenset(image for record in records if lives(record) for image in record.images)
+        self._slots = sum(record.slots for record in records if lives(record))
         self._read_at = time.monotonic()
         return records
 
     async def live(self) -> list[DispatcherRecord]:
         """Those that have published themselves lately."""
         return [record for record in await self.all() if lives(record)]
+
+    async def offers(self) -> tuple[int, frozenset[str]]:
+        """The slots of all living dispatchers, and the requirement classes that they offer; as of a second ago."""
+        if time.monotonic() - self._read_at >= FRESH_S:
+            await self.all()
+        return self._slots, self._offered
 
     def offered(self, image: str) -> bool:
         """Whether a living dispatcher had the image when `may_run` was asked."""

@@ -9,7 +9,7 @@ import re
 from aiohttp import web
 
 from ..errors import BadRequest, NotFound, QueueFull, StoreError, TangoError
-from ..model import JobRecord, JobState
+from ..model import Forecast, JobRecord, JobState
 from ..names import file_name
 from ..queue.redis import Cancelled
 from . import admission, answers, bodies, wire
@@ -65,7 +65,25 @@ async def list_jobs(request: web.Request) -> web.Response:
     service = service_of(request)
     which = _number(request.match_info["number"], "list")
     jobs = await _visible_jobs(service, request[ACCESS], which) if which in (0, 1) else []
-    return answers.json(await asyncio.to_thread(wire.encode_jobs, jobs))
+    forecasts = await _forecasts(service, jobs) if which == 0 else {}
+    return answers.json(await asyncio.to_thread(wire.encode_jobs, jobs, forecasts))
+
+
+async def _forecasts(service: Service, jobs: list[JobRecord]) -> dict[int, Forecast]:
+    queued = [job.id for job in jobs if job.state is JobState.QUEUED]
+    slots, classes = await service.fleet.offers()
+    return await service.queue.forecasts(queued, slots, classes)
+
+
+async def position(request: web.Request) -> web.Response:
+    """What is foretold of one job; of one that does not wait, only its state."""
+    service = service_of(request)
+    job = await _visible_job(service, request[ACCESS], job_number(request))
+    if job is None:
+        raise NotFound("Job not found")
+    forecast = (await _forecasts(service, [job])).get(job.id)
+    told = wire.Position(status_msg="Found job", job_id=job.id, state=job.state, **wire.foretold(forecast))
+    return answers.json(wire.encode(told))
 
 
 async def _visible_jobs(service: Service, access: Access, which: int) -> list[JobRecord]:

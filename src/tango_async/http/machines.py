@@ -23,7 +23,9 @@ async def root(request: web.Request) -> web.Response:
 
 async def info(request: web.Request) -> web.Response:
     service = service_of(request)
-    counters = await service.queue.counters()
+    counters, waiting = await asyncio.gather(service.queue.counters(), service.queue.waiting())
+    busy = sum(record.busy for record in await service.fleet.live())
+    _, offered = await service.fleet.offers()
     figures = wire.Info(
         elapsed_secs=time.monotonic() - service.started_s,
         job_requests=counters.get("job_requests", 0),
@@ -33,7 +35,8 @@ async def info(request: web.Request) -> web.Response:
         copyin_errors=counters.get("copyin_errors", 0),
         runjob_errors=counters.get("runjob_errors", 0),
         copyout_errors=counters.get("copyout_errors", 0),
-        num_threads=sum(record.busy for record in await service.fleet.live()),
+        num_threads=busy,
+        unoffered={name: n for name, n in waiting.items() if name not in offered},
     )
     return answers.json(wire.encode(wire.InfoFound(status_msg="Found info successfully", info=figures)))
 

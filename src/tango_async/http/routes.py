@@ -31,6 +31,7 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("POST", f"/cancel/{_KEY}/{_LAB}/{_FILE}{_SLASH}", jobs.cancel),
     ("POST", f"/cancel/{_KEY}/{_ID}{_SLASH}", jobs.cancel),
     ("GET POST", f"/jobs/{_KEY}/{_NUMBER}{_SLASH}", jobs.list_jobs),
+    ("GET", f"/position/{_KEY}/{_ID}{_SLASH}", jobs.position),
     ("GET", f"/info/{_KEY}{_SLASH}", machines.info),
     ("GET", f"/pool/{_KEY}{_IMAGE_OR_ALL}", machines.pool),
     ("GET POST", f"/prealloc/{_KEY}/{_IMAGE}/{_NUMBER}{_SLASH}", for_admins(machines.prealloc)),

@@ -8,8 +8,8 @@ recorded answers of Tango.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import Annotated, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -17,7 +17,7 @@ from msgspec import Meta, Struct, field
 
 from ..errors import BadRequest
 from ..feedback import ctime
-from ..model import CallbackRecord, JobRecord, JobState, PoolState
+from ..model import CallbackRecord, Forecast, JobRecord, JobState, PoolState
 
 T = TypeVar("T", bound=Struct)
 
@@ -133,6 +133,8 @@ class Info(Struct, frozen=True, kw_only=True):
     runjob_errors: int
     copyout_errors: int
     num_threads: int
+    unoffered: dict[str, int]
+    """Jobs that wait for what no living dispatcher offers, by what it is. Not in Tango."""
 
 
 class InfoFound(Answer, frozen=True, kw_only=True):
@@ -165,10 +167,26 @@ class JobEntry(Struct, frozen=True, kw_only=True, rename="camel"):
     trace: list[str]
     vm: Vm
     input: list[dict[str, str]]
+    position: int | None
+    """Jobs that start before it; null unless it is queued. This and the next two are not in Tango."""
+    eta_secs: float | None
+    """Until it starts; null if nobody knows."""
+    eta_error_secs: float | None
+    """By how much such forecasts were wrong lately."""
 
 
 class Jobs(Answer, frozen=True, kw_only=True):
     jobs: list[JobEntry]
+
+
+class Position(Answer, frozen=True, kw_only=True, rename="camel"):
+    """What is foretold of one job."""
+
+    job_id: int
+    state: str
+    position: int | None
+    eta_secs: float | None
+    eta_error_secs: float | None
 
 
 class CallbackEntry(Struct, frozen=True, kw_only=True):
@@ -224,7 +242,7 @@ def callback_entry(record: CallbackRecord, *, log: bool = False) -> CallbackEntr
     )
 
 
-def job_entry(job: JobRecord) -> JobEntry:
+def job_entry(job: JobRecord, forecast: Forecast | None = None) -> JobEntry:
     """A job as /jobs/ shows it: the key in its paths replaced by the word KEY."""
     spec, limits = job.spec, job.spec.limits
     folder = f"courselabs/KEY-{spec.courselab}"
@@ -250,12 +268,21 @@ def job_entry(job: JobRecord) -> JobEntry:
             disk=limits.disk_bytes >> 20,
             network=spec.network,
         ),
+        **foretold(forecast),
     )
 
 
-def encode_jobs(jobs: Iterable[JobRecord]) -> bytes:
+def foretold(forecast: Forecast | None) -> dict[str, Any]:
+    """The fields of a job's forecast; null without one."""
+    if forecast is None:
+        return dict.fromkeys(("position", "eta_secs", "eta_error_secs"))
+    return {"position": forecast.position, "eta_secs": forecast.eta_s, "eta_error_secs": forecast.error_s}
+
+
+def encode_jobs(jobs: Iterable[JobRecord], forecasts: Mapping[int, Forecast]) -> bytes:
     """The answer of /jobs/. Takes milliseconds for a thousand jobs, so call it in a thread."""
-    return encode(Jobs(status_msg="Found list of jobs", jobs=[job_entry(job) for job in jobs]))
+    entries = [job_entry(job, forecasts.get(job.id)) for job in jobs]
+    return encode(Jobs(status_msg="Found list of jobs", jobs=entries))
 
 
 def rejection(reasons: list[str]) -> list[str]:
