@@ -31,6 +31,7 @@ async def test_info_counts_and_names_busy_jobs_threads(api: Api) -> None:
     assert info == {
         "job_requests": 1, "job_retries": 0, "waitvm_timeouts": 0, "runjob_timeouts": 0,
         "copyin_errors": 0, "runjob_errors": 0, "copyout_errors": 0, "num_threads": 3,
+            "unoffered": {},
     }  # fmt: skip
 
 
