@@ -335,7 +335,7 @@ class Life(RuleBasedStateMachine):
         return list(self.ask(self.raw("ZRANGE", self.key(f"lanes:{kind}"), 0, -1, "WITHSCORES")))
 
     def waiting(self) -> list[Job]:
-        """Queued jobs that no submitter's cap keeps back."""
+        """Queued jobs that no better one of their submitter keeps back, nor its cap."""
         queued = [j for j in self.known if j.state == "queued"]
         best: dict[tuple[object, ...], Job] = {}
         for job in sorted(queued, key=lambda j: j.order):
@@ -343,9 +343,11 @@ class Life(RuleBasedStateMachine):
         return [
             j
             for j in queued
-            if j.lane != "test-each"
-            or not j.spec.submitter
-            or (best[j.who, j.spec.image] is j and sum(o.held for o in self.known if o.who == j.who) < EACH)
+            if not j.spec.submitter
+            or (
+                best[j.who, j.spec.image] is j
+                and (j.lane != "test-each" or sum(o.held for o in self.known if o.who == j.who) < EACH)
+            )
         ]
 
     def offered(self) -> list[Job]:
@@ -605,7 +607,9 @@ class Life(RuleBasedStateMachine):
             stay |= {f"running:{job.lane}", f"running:{job.lane}\t{job.spec.submitter}"}
         stay |= {f"job:{j.id}" for j in self.known if j.state != "forgotten"}
         pass_by = {f"live:{j.id}" for j in self.known if j.live} | {f"same:{j.fingerprint}" for j in self.known}
-        pass_by |= {f"lane:{j.lane}" for j in self.known}
+        busy = {f"lane:{j.lane}" for j in self.known if j.held or j.state == "queued"}
+        stay |= busy
+        pass_by |= {f"lane:{j.lane}" for j in self.known} - busy
         pass_by |= {f"{what}:{instance}" for what in ("claim", "control") for instance in self.dispatchers}
         for name, expires in found.expires.items():
             assert name in (pass_by if expires else stay), f"{name} is left over"

@@ -13,12 +13,13 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | pins                | hash   | pin → id, for every live job                                             |
 | queued              | zset   | id → id, every queued job                                                |
 | wait:<place>        | zset   | id → order, the queued jobs that can be claimed, of one place            |
-| parked:<place>      | zset   | id → order, those that cannot: their submitter is at its cap             |
+| parked:<place>      | zset   | id → order, those that cannot: a better one of their submitter waits, or |
+|                     |        | it is at its cap                                                         |
 | mine:<place>⇥<who>  | zset   | id → order, the queued jobs of one submitter                             |
-| heads:<lane>⇥<who>  | hash   | class → the one job of a submitter with a cap that can be claimed        |
+| heads:<lane>⇥<who>  | hash   | class → the one job of a submitter that can be claimed                   |
 | running:<lane>, running:<lane>⇥<who> | set | the held jobs of one lane, of one submitter                |
 | lane:<lane>         | hash   | its virtual time vt, weight, cap, cap for each submitter, mean_ms of a   |
-|                     |        | job, eta_error_ms; expires                                               |
+|                     |        | job, eta_error_ms; expires when it has had no job for long               |
 | lanes:<class>       | zset   | lane → vt, the lanes that have a job to claim now                        |
 | vclock              | string | the virtual time of the last lane that had its turn                      |
 | classes, classes:<lane>, queues:<class> | set | classes with queued jobs, of one lane; lanes with queued jobs |

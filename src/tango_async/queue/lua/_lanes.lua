@@ -1,6 +1,6 @@
 -- Fair share, shared by all scripts: put behind _common.lua.
 -- A queued job is in `queued` and either in wait:<class><tab><lane> (it can be claimed) or in
--- parked:<class><tab><lane> (its submitter has as many running as the lane allows each, or a better one waits).
+-- parked:<class><tab><lane> (a better one of its submitter waits, or as many run as the lane allows each).
 -- A lane stands in lanes:<class>, at its virtual time, iff it has a job to claim there and is below its cap.
 local T = '\t'
 local PENALTY, PRIORITY = 100, 2 ^ 40
@@ -42,7 +42,8 @@ local function refresh_lane(class, lane)
   end
 end
 
--- Of a submitter with a cap only the best job of each class is offered, and none at the cap.
+-- Of a submitter only the best job of each class is offered, and none at the cap. That is so without a cap, too, so
+-- that one that is set or lifted later finds every job where it belongs.
 local function refresh_head(class, lane, who)
   local each, heads = number_of(lane, 'each'), of('heads', lane, who)
   local shown, best = redis.call('HGET', heads, class), nil
@@ -64,8 +65,13 @@ local function refresh_head(class, lane, who)
   end
 end
 
-local function has_heads(lane, who)
-  return who ~= '' and (number_of(lane, 'each') > 0 or redis.call('EXISTS', of('heads', lane, who)) == 1)
+local function capped(lane) return number_of(lane, 'cap') > 0 or number_of(lane, 'each') > 0 end
+
+-- A lane is remembered as long as it has jobs, and a while longer.
+local function forget_later(lane)
+  if redis.call('EXISTS', K('classes:' .. lane), K('running:' .. lane)) == 0 then
+    redis.call('EXPIRE', lane_key(lane), MEMORY_S)
+  end
 end
 
 -- nothing, held -> queued
@@ -76,15 +82,16 @@ local function enqueue(id)
   redis.call('SADD', K('classes'), class)
   redis.call('SADD', K('classes:' .. lane), class)
   redis.call('SADD', K('queues:' .. class), lane)
-  if who ~= '' then redis.call('ZADD', mine_key(class, lane, who), f[4], id) end
-  if has_heads(lane, who) then
+  redis.call('PERSIST', lane_key(lane))
+  if who ~= '' then
+    redis.call('ZADD', mine_key(class, lane, who), f[4], id)
     redis.call('ZADD', place('parked', class, lane), f[4], id)
     refresh_head(class, lane, who)
   else
     redis.call('ZADD', place('wait', class, lane), f[4], id)
   end
   refresh_lane(class, lane)
-  ring(K('bell:' .. class))
+  if redis.call('ZSCORE', K('lanes:' .. class), lane) then ring(K('bell:' .. class)) end
 end
 
 -- queued -> held, dead
@@ -94,20 +101,33 @@ local function dequeue(id)
   redis.call('ZREM', K('queued'), id)
   redis.call('ZREM', place('wait', class, lane), id)
   redis.call('ZREM', place('parked', class, lane), id)
-  if who ~= '' then redis.call('ZREM', mine_key(class, lane, who), id) end
-  if has_heads(lane, who) then refresh_head(class, lane, who) end
+  if who ~= '' then
+    redis.call('ZREM', mine_key(class, lane, who), id)
+    refresh_head(class, lane, who)
+  end
   refresh_lane(class, lane)
   if redis.call('EXISTS', place('wait', class, lane), place('parked', class, lane)) == 0 then
     redis.call('SREM', K('classes:' .. lane), class)
     redis.call('SREM', K('queues:' .. class), lane)
     if redis.call('EXISTS', K('queues:' .. class)) == 0 then redis.call('SREM', K('classes'), class) end
+    forget_later(lane)
   end
 end
 
 local function refresh_all(lane, who)
   for _, class in ipairs(redis.call('SMEMBERS', K('classes:' .. lane))) do
-    if has_heads(lane, who) then refresh_head(class, lane, who) end
+    if who ~= '' then refresh_head(class, lane, who) end
     if refresh_lane(class, lane) then ring(K('bell:' .. class)) end
+  end
+end
+
+-- The caps are others now. Whoever is hidden by a cap has a job that runs.
+local function recap(lane)
+  local seen = {}
+  for _, id in ipairs(redis.call('SMEMBERS', K('running:' .. lane))) do
+    local who = redis.call('HGET', J(id), 'who')
+    if not seen[who] then refresh_all(lane, who) end
+    seen[who] = true
   end
 end
 
@@ -120,7 +140,7 @@ local function occupy(id, lane, who, now)
   local charge = mean_of(lane) / weight_of(lane)
   redis.call('HSET', J(id), 'charged', string.format('%.3f', charge), 'claimed_ms', int(now))
   advance(lane, charge)
-  if number_of(lane, 'cap') > 0 or has_heads(lane, who) then refresh_all(lane, who) end
+  if capped(lane) then refresh_all(lane, who) end
 end
 
 -- No longer held. A job that ended is charged with the time that it had a slot, any other with nothing.
@@ -137,8 +157,8 @@ local function vacate(id, now, ended)
     redis.call('HSET', lane_key(lane), 'mean_ms', string.format('%.3f', math.max(mean, 1)))
   end
   advance(lane, took / weight_of(lane) - f[3])
-  redis.call('EXPIRE', lane_key(lane), MEMORY_S)
-  refresh_all(lane, who)
+  if capped(lane) then refresh_all(lane, who) end
+  forget_later(lane)
 end
 
 -- Remembers by how much the start that was foretold of a job was wrong.

@@ -44,8 +44,9 @@ for _, other in ipairs(older()) do
   end
 end
 
+local caps = redis.call('HMGET', lane_key(lane), 'cap', 'each')
 redis.call('HSET', lane_key(lane), 'weight', ARGV[13], 'cap', ARGV[14], 'each', ARGV[15])
-redis.call('EXPIRE', lane_key(lane), MEMORY_S)
+if caps[1] ~= ARGV[14] or caps[2] ~= ARGV[15] then recap(lane) end
 local pending = 0
 if who ~= '' then
   pending = redis.call('ZCARD', mine_key(class, lane, who)) + redis.call('SCARD', of('running', lane, who))
