@@ -595,7 +595,7 @@ class Life(RuleBasedStateMachine):
         ended = [n for name, n in counters.items() if name.startswith("ended_")]
         assert not ended or sum(ended) == sum(j.ended_by >= 0 for j in self.known), "not one death a job"
         stay = {"ids", "seq", "server", "counters", "queued", "held", "dead", "machines", "pins", "outbox", "unsent"}
-        stay |= {*(f"outputs:{lab}" for lab in LABS), *(f"bell:{kind}" for kind in CLASSES), "vclock"}
+        stay |= {*(f"outputs:{lab}" for lab in LABS), *(f"bell:{kind}" for kind in CLASSES), "vclock", "mean_ms"}
         waiting = [j for j in self.known if j.state == "queued"]
         if waiting:
             stay.add("classes")
@@ -637,7 +637,7 @@ class Snapshot:
 
 
 KINDS: dict[tuple[Any, ...], str] = {
-    ("GET",): "ids seq same live vclock",
+    ("GET",): "ids seq same live vclock mean_ms",
     ("LRANGE", 0, -1): "bell control",
     ("SMEMBERS",): "classes queues running",
     ("ZRANGE", 0, -1, "WITHSCORES"): "queued wait parked lanes mine held dead outbox unsent",

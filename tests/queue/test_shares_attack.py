@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import msgspec
 import pytest
 
-from support.jobs import spec
+from support.jobs import limits, spec
 from tango_async.config import CourseShare, Settings, Share
 from tango_async.model import Claim, Verdict
 from tango_async.queue.redis import Queue
@@ -118,6 +119,31 @@ async def test_a_lane_with_jobs_is_never_forgotten(front: Front) -> None:
     assert int(str(await front.raw("PTTL", "lane:key-plain"))) > 0
 
 
+async def test_a_course_that_is_new_is_charged_with_what_jobs_take_elsewhere(front: Front) -> None:
+    front.rule()
+    for _ in range(200):
+        await front.add("old")
+    (held,) = await front.claim(1)
+    await front.raw("HINCRBY", f"job:{held.id}", "claimed_ms", -60_000)
+    await front.end(held)
+    for _ in range(200):
+        await front.add("new")
+    got = Counter(c.spec.courselab for c in await front.claim(40))
+    assert got["old-lab"] >= 18
+
+
+async def test_a_clock_set_forward_costs_no_course_its_share(front: Front) -> None:
+    front.rule()
+    for _ in range(10):
+        await front.add("ran")
+    for held in await front.claim(5):
+        await front.raw("HINCRBY", f"job:{held.id}", "claimed_ms", -80_000_000)
+        await front.end(held)
+    later = [await front.add("later") for _ in range(200)]
+    got = await front.ids(50)
+    assert set(got) - set(later)
+
+
 async def test_a_bell_rings_only_for_a_job_that_can_be_claimed(front: Front) -> None:
     front.rule(max_running=1)
     await front.add()
@@ -125,3 +151,59 @@ async def test_a_bell_rings_only_for_a_job_that_can_be_claimed(front: Front) -> 
     for _ in range(5):
         await front.add()
     assert await front.raw("LLEN", f"bell:{IMAGE}") == 0
+
+
+# -- jobs of several slots -----------------------------------------------------------------------------
+
+
+async def test_no_more_is_claimed_than_there_are_slots(front: Front) -> None:
+    front.rule()
+    large = [await front.add(limits=limits(cores=4.0)) for _ in range(4)]
+    assert await front.ids(8) == large[:2]
+
+
+async def test_a_job_of_several_slots_is_charged_for_each(front: Front) -> None:
+    front.rule()
+    for _ in range(20):
+        await front.add("large", limits=limits(cores=4.0))
+        await front.add("small")
+    held = [(await front.claim(1))[0] for _ in range(20)]
+    got = Counter(c.spec.courselab for c in held)
+    assert got == {"large-lab": 4, "small-lab": 16}
+
+
+# -- forecasts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", ["max_running", "max_running_each"])
+async def test_a_job_kept_back_by_a_cap_is_not_foretold_for_now(front: Front, cap: str) -> None:
+    front.rule(**{cap: 1})
+    await front.add(submitter=ONE)
+    await front.claim()
+    kept_back = await front.add(submitter=ONE)
+    found = await front.queue.forecasts([kept_back], 8, [IMAGE])
+    assert (found[kept_back].eta_s or 0) > 0
+
+
+async def test_a_forecast_is_compared_once(front: Front) -> None:
+    front.rule()
+    job_id = await front.add()
+    await front.queue.forecasts([job_id], 8, [IMAGE])
+    (held,) = await front.claim()
+    await front.queue.retry(held, "why")
+    assert await front.raw("HGET", f"job:{job_id}", "eta_ms") is None
+
+
+async def test_what_ran_while_nobody_else_waited_is_not_owed_later(front: Front) -> None:
+    front.rule()
+    await front.add("early")
+    (held,) = await front.claim()
+    await front.raw("HSET", f"job:{held.id}", "longest_ms", 3_600_000)
+    await front.raw("HINCRBY", f"job:{held.id}", "claimed_ms", -3_600_000)
+    await front.end(held)
+    for _ in range(20):
+        await front.add("late")
+    (held,) = await front.claim(1)
+    await front.end(held)
+    early = await front.add("early")
+    assert early in await front.ids(3)

@@ -140,6 +140,7 @@ class Dispatcher:
             self._slots.release()
 
     async def _claim(self, request: str, most: int) -> int:
+        """Answers the slots that what was claimed wants."""
         room = self._offer(most)
         claims = await self._queue.claim(self._instance, request, room, most) if room else []
         for claim in claims:
@@ -147,7 +148,7 @@ class Dispatcher:
             turn = self._slots.ask(claim.spec.slots)
             work = Attempt(self._bench, hold).run(turn)
             self._spawn(hold, work, partial(self._slots.leave, claim.spec.slots, turn))
-        return len(claims)
+        return sum(claim.spec.slots for claim in claims)
 
     def _offer(self, most: int) -> dict[str, int]:
         """How many jobs of each requirement class this host can run now."""

@@ -21,7 +21,8 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | lane:<lane>         | hash   | its virtual time vt, weight, cap, cap for each submitter, mean_ms of a   |
 |                     |        | job, eta_error_ms; expires when it has had no job for long               |
 | lanes:<class>       | zset   | lane → vt, the lanes that have a job to claim now                        |
-| vclock              | string | the virtual time of the last lane that had its turn                      |
+| vclock              | string | the virtual time of the last lane that had its turn, or that ran last    |
+| mean_ms             | string | the mean time of the last jobs of all lanes                              |
 | classes, classes:<lane>, queues:<class> | set | classes with queued jobs, of one lane; lanes with queued jobs |
 | bell:<class>        | list   | a token for each job added lately, bounded; carries nothing, BLPOP wakes |
 | held                | zset   | id → end of its lease, every assigned or running job                     |
@@ -43,8 +44,9 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 A class is what a job requires of its dispatcher (its image); a lane is a course; a place is
 `<class>⇥<lane>`; ⇥ is a tab, which no name can hold.
 
-Fields of a job: spec (msgpack), class, lane, who (its submitter), state, order, charged and claimed_ms
-(what its lane was charged with, and since when it is held), eta_ms (when it was foretold to start),
+Fields of a job: spec (msgpack), class, lane, who (its submitter), state, order, slots, longest_ms (it can
+take no longer), charged and claimed_ms (what its lane was charged with, and since when it is held), eta_ms
+(when it was foretold to start),
 added_ms, lab, out, pin, attempts, retries, seq, holder, machine, started_ms, ended_ms, ended_seq,
 verdict, output, note, intent, trace, cb (its callback URL, if any), cb_min_ms and cb_wait_ms (settings
 when it was added), answered_ms (when the answer that gave its id was last flushed), asked_ms (when

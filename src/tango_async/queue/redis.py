@@ -101,6 +101,8 @@ class Queue(Outbox, History):
             lane.resubmission.value,
             superseded,
             short(verdict=superseded, at_ms=now),
+            spec.slots,
+            int((spec.limits.timeout_s + settings.dispatcher.machine_wait_s) * 1000),
             *spec.notes,
         ]
         try:
@@ -208,7 +210,9 @@ class Queue(Outbox, History):
     # -- from tango-dispatcher -------------------------------------------------------------------
 
     async def claim(self, instance: str, request: str, room: Mapping[str, int], most: int = 1) -> list[Claim]:
-        """The next jobs, under a lease: at most `most`, and of each class at most its room.
+        """The next jobs, under a lease: until `most` slots are filled, and of each class at most its room.
+
+        The last one may want more slots than are left.
 
         The same request gets the same answer, less what is no longer held.
         """

@@ -13,7 +13,15 @@ local function of(kind, lane, who) return K(kind .. ':' .. lane .. T .. who) end
 local function mine_key(class, lane, who) return K('mine:' .. class .. T .. lane .. T .. who) end
 local function number_of(lane, field) return tonumber(redis.call('HGET', lane_key(lane), field) or '0') end
 local function weight_of(lane) return math.max(number_of(lane, 'weight'), 0.001) end
-local function mean_of(lane) return tonumber(redis.call('HGET', lane_key(lane), 'mean_ms') or FIRST_GUESS_MS) end
+-- What a job takes, in ms: of a lane that has ended none, what the last ones of all lanes took.
+local function mean_of(lane)
+  return tonumber(redis.call('HGET', lane_key(lane), 'mean_ms') or redis.call('GET', K('mean_ms')) or FIRST_GUESS_MS)
+end
+
+-- A mean, as it is after one more value.
+local function blend(known, value)
+  return string.format('%.3f', math.max(known and 0.9 * known + 0.1 * value or value, 1))
+end
 
 -- The lane's virtual time moves, and with it its place among the others.
 local function advance(lane, by)
@@ -137,26 +145,30 @@ local function occupy(id, lane, who, now)
   redis.call('SADD', K('running:' .. lane), id)
   if who ~= '' then redis.call('SADD', of('running', lane, who), id) end
   dequeue(id)
-  local charge = mean_of(lane) / weight_of(lane)
+  local charge = mean_of(lane) * redis.call('HGET', J(id), 'slots') / weight_of(lane)
   redis.call('HSET', J(id), 'charged', string.format('%.3f', charge), 'claimed_ms', int(now))
   advance(lane, charge)
   if capped(lane) then refresh_all(lane, who) end
 end
 
--- No longer held. A job that ended is charged with the time that it had a slot, any other with nothing.
+-- No longer held. A job that ended is charged with the time that it had its slots, any other with nothing.
 local function vacate(id, now, ended)
-  local f = redis.call('HMGET', J(id), 'lane', 'who', 'charged', 'claimed_ms')
+  local f = redis.call('HMGET', J(id), 'lane', 'who', 'charged', 'claimed_ms', 'slots', 'longest_ms')
   local lane, who = f[1], f[2]
   if redis.call('SREM', K('running:' .. lane), id) == 0 then return end
   if who ~= '' then redis.call('SREM', of('running', lane, who), id) end
   local took = 0
   if ended then
-    took = math.min(math.max(now - f[4], 0), 86400000)
-    local known = redis.call('HGET', lane_key(lane), 'mean_ms')
-    local mean = known and 0.9 * known + 0.1 * took or took
-    redis.call('HSET', lane_key(lane), 'mean_ms', string.format('%.3f', math.max(mean, 1)))
+    -- A clock that was set forward meanwhile is not the lane's doing.
+    took = math.min(math.max(now - f[4], 0), tonumber(f[6]))
+    redis.call('HSET', lane_key(lane), 'mean_ms', blend(redis.call('HGET', lane_key(lane), 'mean_ms'), took))
+    redis.call('SET', K('mean_ms'), blend(redis.call('GET', K('mean_ms')), took))
   end
-  advance(lane, took / weight_of(lane) - f[3])
+  advance(lane, took * f[5] / weight_of(lane) - f[3])
+  -- When nothing runs, nobody owes anything to those who come later.
+  if redis.call('ZCARD', K('held')) == 0 then
+    redis.call('SET', K('vclock'), math.max(number_of(lane, 'vt'), redis.call('GET', K('vclock')) or 0))
+  end
   if capped(lane) then refresh_all(lane, who) end
   forget_later(lane)
 end

@@ -2,7 +2,7 @@
 -- ARGV: spec, class, lab, output name, pin, fingerprint, same_ms, callback url, cb_min_ms, cb_wait_ms,
 --       '1' if ids must be above a mark, lane, its weight, its cap, its cap for each submitter, submitter (or ''),
 --       priority, what it supersedes ('keep', 'output', 'submitter'), text and short feedback for those,
---       then notes for the trace
+--       slots, the longest time that it can take in ms, then notes for the trace
 -- Answers {id, new}: new is 0 if an identical addJob has given the id already; id is 0 if this server has
 -- been emptied and does not know the mark (raise_ids).
 local same = K('same:' .. ARGV[6])
@@ -53,10 +53,10 @@ if who ~= '' then
 end
 local order = int((100 - ARGV[17]) * PRIORITY + id + PENALTY * pending)
 redis.call('HSET', J(id), 'spec', ARGV[1], 'class', class, 'lab', ARGV[3], 'out', ARGV[4], 'pin', ARGV[5],
-  'lane', lane, 'who', who, 'order', order,
+  'lane', lane, 'who', who, 'order', order, 'slots', ARGV[21], 'longest_ms', ARGV[22],
   'state', 'queued', 'added_ms', int(now), 'asked_ms', int(now), 'attempts', '0', 'retries', '0', 'seq', '0',
   'cb', ARGV[8], 'cb_min_ms', ARGV[9], 'cb_wait_ms', ARGV[10], 'cb_tries', '0', 'answered_ms', '0')
-for i = 21, #ARGV do trace(id, now, ARGV[i]) end
+for i = 23, #ARGV do trace(id, now, ARGV[i]) end
 trace(id, now, 'Added job ' .. id .. ' to queue')
 redis.call('SET', same, id, 'PX', ARGV[7])
 redis.call('HSET', K('pins'), ARGV[5], id)

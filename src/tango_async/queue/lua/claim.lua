@@ -1,5 +1,5 @@
--- claim: queued -> assigned, for up to `most` jobs of the offered classes: each time the lane with the least
--- virtual time, and of it the first job
+-- claim: queued -> assigned, for jobs of the offered classes until `most` slots are filled: each time the lane with
+-- the least virtual time, and of it the first job. The last one may want more slots than are left.
 -- ARGV: instance, request id, lease_ms, most, then class, room (jobs of it that may be claimed), class, room …
 -- Answers a list of {id, seq, attempt, added_ms, spec}. The same request again gets the same answer.
 local mine, now = K('claim:' .. ARGV[1]), now_ms()
@@ -39,26 +39,30 @@ end
 local function take(id)
   local seq = int(redis.call('INCR', K('seq')))
   local attempt = redis.call('HINCRBY', J(id), 'attempts', 1)
-  local f = redis.call('HMGET', J(id), 'lane', 'who', 'eta_ms')
+  local f = redis.call('HMGET', J(id), 'lane', 'who', 'eta_ms', 'slots')
   redis.call('HSET', J(id), 'state', 'assigned', 'seq', seq, 'holder', ARGV[1], 'machine', '')
   redis.call('ZADD', K('held'), int(now + ARGV[3]), id)
   occupy(id, f[1], f[2], now)
-  if f[3] then learn(f[1], now - f[3]) end
+  if f[3] then
+    learn(f[1], now - f[3])
+    redis.call('HDEL', J(id), 'eta_ms')
+  end
   trace(id, now, 'Dispatched job ' .. id .. ' [try ' .. (attempt - 1) .. ']')
   count('claims')
-  return id .. ':' .. seq
+  return id .. ':' .. seq, f[4]
 end
 
 local last = redis.call('HMGET', mine, 'request', 'given')
 if last[1] == ARGV[2] then return again(last[2]) end
-local room, taken, found = {}, {}, {}
+local room, taken, found, left = {}, {}, {}, tonumber(ARGV[4])
 for i = 5, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
-for _ = 1, ARGV[4] do
+while left > 0 do
   local id, class = first(room)
   if not id then break end
-  taken[#taken + 1] = take(id)
+  local slots
+  taken[#taken + 1], slots = take(id)
   found[#found + 1] = answer(id)
-  room[class] = room[class] - 1
+  room[class], left = room[class] - 1, left - slots
 end
 if #found > 0 then
   redis.call('HSET', mine, 'request', ARGV[2], 'given', table.concat(taken, ' '))

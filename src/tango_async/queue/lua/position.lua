@@ -15,7 +15,7 @@ local function look(lane)
   local f = redis.call('HMGET', lane_key(lane), 'vt', 'eta_error_ms', 'cap')
   local running = redis.call('SCARD', K('running:' .. lane))
   local found = {vt = tonumber(f[1] or 0), mean = mean_of(lane), weight = weight_of(lane), waiting = 0,
-    error = tonumber(f[2] or -1), cap = tonumber(f[3] or 0), classes = redis.call('SMEMBERS', K('classes:' .. lane))}
+    error = tonumber(f[2] or -1), cap = tonumber(f[3] or 0), running = running, classes = redis.call('SMEMBERS', K('classes:' .. lane))}
   for _, class in ipairs(found.classes) do
     if offered[class] then found.waiting = found.waiting + line(lane, class) end
   end
@@ -42,13 +42,19 @@ local function ahead(mine, lane, order)
   return n
 end
 
+-- ms until a cap lets it in, when so many of those that the cap counts are before it or run.
+local function kept_back(cap, before, running, mean)
+  return cap > 0 and math.max(0, before + running + 1 - cap) * mean / cap or 0
+end
+
 local function forecast(id)
-  local f = redis.call('HMGET', J(id), 'state', 'class', 'lane', 'order')
+  local f = redis.call('HMGET', J(id), 'state', 'class', 'lane', 'order', 'who')
   if f[1] ~= 'queued' then return {-1, -1, -1} end
   local lane = f[3]
   if not lanes[lane] then lanes[lane] = look(lane) end
   local mine = lanes[lane]
-  local before = ahead(mine, lane, f[4])
+  local of_lane = ahead(mine, lane, f[4])
+  local before = of_lane
   local work, starts_at = before * mine.mean, mine.vt + before * mine.mean / mine.weight
   for name, other in pairs(lanes) do
     if name ~= lane and starts_at > other.vt then
@@ -59,7 +65,12 @@ local function forecast(id)
   if not offered[f[2]] or slots == 0 then return {before, -1, mine.error} end
   local eta = (work + busy_ms) / slots
   if before < slots - redis.call('ZCARD', K('held')) then eta = 0 end
-  if mine.cap > 0 then eta = math.max(eta, ahead(mine, lane, f[4]) * mine.mean / mine.cap) end
+  eta = math.max(eta, kept_back(mine.cap, of_lane, mine.running, mine.mean))
+  local who, each = f[5], number_of(lane, 'each')
+  if who ~= '' and each > 0 then
+    local theirs = redis.call('ZCOUNT', mine_key(f[2], lane, who), '-inf', '(' .. f[4])
+    eta = math.max(eta, kept_back(each, theirs, redis.call('SCARD', of('running', lane, who)), mine.mean))
+  end
   redis.call('HSETNX', J(id), 'eta_ms', int(now + eta))
   return {before, math.ceil(eta), mine.error}
 end
