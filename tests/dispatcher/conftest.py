@@ -62,14 +62,16 @@ class Bench:
             await self.running
             self.running = None
 
-    async def add(self, script: str, *, timeout_s: int = 5, output_bytes: int = 100_000, **changes: object) -> int:
+    async def add(
+        self, script: str, *, timeout_s: int = 5, output_bytes: int = 100_000, cores: float = 1.0, **changes: object
+    ) -> int:
         async def body() -> AsyncIterator[bytes]:
             yield script.encode()
 
         await self.store.open_lab(LAB)
         await self.store.put(LAB, "Makefile", body())
         pin = await self.store.pin(LAB, [("Makefile", "Makefile")])
-        bounds = limits(timeout_s=timeout_s, output_bytes=output_bytes, output_stop_bytes=1_000_000)
+        bounds = limits(timeout_s=timeout_s, output_bytes=output_bytes, output_stop_bytes=1_000_000, cores=cores)
         one = spec(lab=LAB, pin=pin.id, files=pin.files, limits=bounds, **changes)
         return (await self.queue.add(one, fingerprint=uuid4().hex)).id
 

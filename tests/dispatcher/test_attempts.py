@@ -145,6 +145,20 @@ async def test_the_output_so_far_can_be_seen(bench: Bench) -> None:
     assert await bench.queue.partial_output(job_id) == b""
 
 
+async def test_a_job_that_waits_for_its_slots_is_cancelled_at_once(bench: Bench) -> None:
+    await bench.start()
+    small = await bench.add("hang", timeout_s=30)
+    await bench.until(small, JobState.RUNNING)
+    large = await bench.add("say large", cores=2.0)
+    await bench.until(large, JobState.ASSIGNED)
+    await bench.queue.cancel(large)
+    assert (await bench.until(large)).verdict is Verdict.CANCELLED
+    other, _ = await bench.grade("say other")
+    assert other.verdict is Verdict.SUCCESS
+    await bench.queue.cancel(small)
+    await bench.until(small)
+
+
 async def test_slots_bound_what_runs_at_a_time(bench: Bench) -> None:
     await bench.start()
     ids = [await bench.add("sleep 0.2") for _ in range(6)]

@@ -122,7 +122,7 @@ class Attempt:
         self._lent: Lent | None = None
         self._began_ms = int(time.time() * 1000)
 
-    async def run(self, turn: Awaitable[None]) -> None:
+    async def run(self, turn: asyncio.Future[None]) -> None:
         """Runs the job from its start, when its turn has come."""
         await self._settle(self._fresh(turn))
 
@@ -130,9 +130,9 @@ class Attempt:
         """Follows a job that an earlier dispatcher started on the machine."""
         await self._settle(self._adopted(machine, since_start_s))
 
-    async def _fresh(self, turn: Awaitable[None]) -> None:
+    async def _fresh(self, turn: asyncio.Future[None]) -> None:
         bench, spec = self._bench, self._claim.spec
-        await turn
+        await self._hold.wait(turn)
         async with bench.pool.lease(machine_spec(self._claim, bench.vmms)) as lent:
             self._lent = lent
             self._hold.check(await self._patiently(lambda: bench.queue.start(self._claim, lent.machine.id)))

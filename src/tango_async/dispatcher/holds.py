@@ -36,6 +36,16 @@ class Hold:
         await self._told.wait()
         self.check(self._answer)
 
+    async def wait(self, turn: asyncio.Future[None]) -> None:
+        """Waits for it as long as the job is to go on. Raises Stale or Cancelled."""
+        told = asyncio.create_task(self.until_told())
+        try:
+            await asyncio.wait([turn, told], return_when=asyncio.FIRST_COMPLETED)
+            if told.done():
+                told.result()
+        finally:
+            told.cancel()
+
     @property
     def stale(self) -> bool:
         return self._answer is Answer.STALE
