@@ -554,6 +554,10 @@ class Life(RuleBasedStateMachine):
             assert found.zset(f"parked:{place}") == {j.id: j.order for j in here if j not in waiting}
         for lane in {j.lane for j in self.known}:
             assert found.numbers(f"running:{lane}") == {j.id for j in self.known if j.held and j.lane == lane}
+            counts = Counter(j.spec.image for j in queued if j.lane == lane)
+            assert found.hash(f"classes:{lane}") == {kind: str(n) for kind, n in counts.items()}
+        counts = Counter(j.spec.image for j in queued)
+        assert found.hash("classes") == {kind: str(n) for kind, n in counts.items()}
         offered = {(j.spec.image, j.lane) for j in self.offered()}
         for kind in CLASSES:
             turns = {lane.decode(): vt for lane, vt in found.values.get(f"lanes:{kind}", ())}
@@ -601,7 +605,7 @@ class Life(RuleBasedStateMachine):
             stay.add("classes")
         for job in waiting:
             stay |= {f"{what}:{job.place}" for what in ("wait", "parked")} | {f"classes:{job.lane}"}
-            stay |= {f"{what}:{job.spec.image}" for what in ("lanes", "queues")}
+            stay.add(f"lanes:{job.spec.image}")
             stay |= {f"mine:{job.place}\t{job.spec.submitter}", f"heads:{job.lane}\t{job.spec.submitter}"}
         for job in (j for j in self.known if j.held):
             stay |= {f"running:{job.lane}", f"running:{job.lane}\t{job.spec.submitter}"}
@@ -639,9 +643,9 @@ class Snapshot:
 KINDS: dict[tuple[Any, ...], str] = {
     ("GET",): "ids seq same live vclock mean_ms",
     ("LRANGE", 0, -1): "bell control",
-    ("SMEMBERS",): "classes queues running",
+    ("SMEMBERS",): "running",
     ("ZRANGE", 0, -1, "WITHSCORES"): "queued wait parked lanes mine held dead outbox unsent",
-    ("HGETALL",): "server job pins machines claim outputs counters lane heads",
+    ("HGETALL",): "server job pins machines claim outputs counters lane heads classes",
 }
 READ = {name: words for words, names in KINDS.items() for name in names.split()}
 

@@ -23,7 +23,7 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | lanes:<class>       | zset   | lane → vt, the lanes that have a job to claim now                        |
 | vclock              | string | the virtual time of the last lane that had its turn, or that ran last    |
 | mean_ms             | string | the mean time of the last jobs of all lanes                              |
-| classes, classes:<lane>, queues:<class> | set | classes with queued jobs, of one lane; lanes with queued jobs |
+| classes, classes:<lane> | hash | class → number of queued jobs, of all lanes, of one                  |
 | bell:<class>        | list   | a token for each job added lately, bounded; carries nothing, BLPOP wakes |
 | held                | zset   | id → end of its lease, every assigned or running job                     |
 | machines            | hash   | machine → id of the job that was started on it                           |

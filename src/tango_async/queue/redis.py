@@ -22,6 +22,9 @@ from .connection import ID_RESERVE, Marks, Server, tell_loss
 from .history import History
 from .outbox import Outbox
 
+FORETOLD_AT_ONCE = 100
+"""Forecasts in one call, so that a long list does not keep the server from others."""
+
 
 class Answer(StrEnum):
     """What a script says to a job's holder."""
@@ -141,12 +144,17 @@ class Queue(Outbox, History):
 
     async def forecasts(self, job_ids: Sequence[int], slots: int, classes: Collection[str]) -> dict[int, Forecast]:
         """Of those of the jobs that are queued, given what all living dispatchers offer together."""
-        found = await self._run("position", slots, len(classes), *classes, *job_ids) if job_ids else []
-        return {i: records.forecast(*f) for i, f in zip(job_ids, found, strict=True) if f[0] >= 0}
+        found: dict[int, Forecast] = {}
+        for start in range(0, len(job_ids), FORETOLD_AT_ONCE):
+            some = job_ids[start : start + FORETOLD_AT_ONCE]
+            told = await self._run("position", slots, len(classes), *classes, *some)
+            found |= {i: records.forecast(*f) for i, f in zip(some, told, strict=True) if f[0] >= 0}
+        return found
 
     async def waiting(self) -> dict[str, int]:
         """How many jobs wait in each requirement class."""
-        return {name.decode(): n for name, n in await self._run("waiting")}
+        found = await self._command("HGETALL", f"{self._prefix}classes")
+        return {name.decode(): int(n) for name, n in found.items()}
 
     async def live(self, limit: int) -> list[JobRecord]:
         """Held jobs, then queued ones in their order; at most `limit`."""

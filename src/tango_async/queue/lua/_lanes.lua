@@ -26,7 +26,7 @@ end
 -- The lane's virtual time moves, and with it its place among the others.
 local function advance(lane, by)
   local vt = redis.call('HINCRBYFLOAT', lane_key(lane), 'vt', string.format('%.3f', by))
-  for _, class in ipairs(redis.call('SMEMBERS', K('classes:' .. lane))) do
+  for _, class in ipairs(redis.call('HKEYS', K('classes:' .. lane))) do
     redis.call('ZADD', K('lanes:' .. class), 'XX', vt, lane)
   end
 end
@@ -87,9 +87,8 @@ local function enqueue(id)
   local f = redis.call('HMGET', J(id), 'class', 'lane', 'who', 'order')
   local class, lane, who = f[1], f[2], f[3]
   redis.call('ZADD', K('queued'), id, id)
-  redis.call('SADD', K('classes'), class)
-  redis.call('SADD', K('classes:' .. lane), class)
-  redis.call('SADD', K('queues:' .. class), lane)
+  redis.call('HINCRBY', K('classes'), class, 1)
+  redis.call('HINCRBY', K('classes:' .. lane), class, 1)
   redis.call('PERSIST', lane_key(lane))
   if who ~= '' then
     redis.call('ZADD', mine_key(class, lane, who), f[4], id)
@@ -114,16 +113,14 @@ local function dequeue(id)
     refresh_head(class, lane, who)
   end
   refresh_lane(class, lane)
-  if redis.call('EXISTS', place('wait', class, lane), place('parked', class, lane)) == 0 then
-    redis.call('SREM', K('classes:' .. lane), class)
-    redis.call('SREM', K('queues:' .. class), lane)
-    if redis.call('EXISTS', K('queues:' .. class)) == 0 then redis.call('SREM', K('classes'), class) end
-    forget_later(lane)
+  for _, classes in ipairs({K('classes'), K('classes:' .. lane)}) do
+    if redis.call('HINCRBY', classes, class, -1) == 0 then redis.call('HDEL', classes, class) end
   end
+  forget_later(lane)
 end
 
 local function refresh_all(lane, who)
-  for _, class in ipairs(redis.call('SMEMBERS', K('classes:' .. lane))) do
+  for _, class in ipairs(redis.call('HKEYS', K('classes:' .. lane))) do
     if who ~= '' then refresh_head(class, lane, who) end
     if refresh_lane(class, lane) then ring(K('bell:' .. class)) end
   end

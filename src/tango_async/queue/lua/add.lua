@@ -30,7 +30,7 @@ local function older()
   if ARGV[18] == 'output' then return {redis.call('HGET', K('outputs:' .. ARGV[3]), ARGV[4]) or nil} end
   if ARGV[18] ~= 'submitter' or who == '' then return {} end
   local found = redis.call('SMEMBERS', of('running', lane, who))
-  for _, kind in ipairs(redis.call('SMEMBERS', K('classes:' .. lane))) do
+  for _, kind in ipairs(redis.call('HKEYS', K('classes:' .. lane))) do
     for _, other in ipairs(redis.call('ZRANGE', mine_key(kind, lane, who), 0, 999)) do found[#found + 1] = other end
   end
   return found

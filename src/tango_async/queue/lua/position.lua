@@ -7,17 +7,17 @@ local busy_ms = 0
 
 for i = 3, 2 + ARGV[2] do offered[ARGV[i]] = true end
 
-local function line(lane, class)
-  return redis.call('ZCARD', place('wait', class, lane)) + redis.call('ZCARD', place('parked', class, lane))
-end
-
 local function look(lane)
   local f = redis.call('HMGET', lane_key(lane), 'vt', 'eta_error_ms', 'cap')
   local running = redis.call('SCARD', K('running:' .. lane))
   local found = {vt = tonumber(f[1] or 0), mean = mean_of(lane), weight = weight_of(lane), waiting = 0,
-    error = tonumber(f[2] or -1), cap = tonumber(f[3] or 0), running = running, classes = redis.call('SMEMBERS', K('classes:' .. lane))}
-  for _, class in ipairs(found.classes) do
-    if offered[class] then found.waiting = found.waiting + line(lane, class) end
+    error = tonumber(f[2] or -1), cap = tonumber(f[3] or 0), running = running, classes = {}}
+  local queued = redis.call('HGETALL', K('classes:' .. lane))
+  for i = 1, #queued, 2 do
+    if offered[queued[i]] then
+      found.classes[#found.classes + 1] = queued[i]
+      found.waiting = found.waiting + queued[i + 1]
+    end
   end
   -- A job that runs has half of its time before it, as a rule.
   busy_ms = busy_ms + running * found.mean / 2
@@ -34,10 +34,8 @@ end
 local function ahead(mine, lane, order)
   local n = 0
   for _, class in ipairs(mine.classes) do
-    if offered[class] then
-      n = n + redis.call('ZCOUNT', place('wait', class, lane), '-inf', '(' .. order)
-        + redis.call('ZCOUNT', place('parked', class, lane), '-inf', '(' .. order)
-    end
+    n = n + redis.call('ZCOUNT', place('wait', class, lane), '-inf', '(' .. order)
+      + redis.call('ZCOUNT', place('parked', class, lane), '-inf', '(' .. order)
   end
   return n
 end
