@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
 import msgspec
 import pytest
 
 from support.jobs import limits, spec
+from support.redis_server import RedisServer
 from tango_async.config import CourseShare, Settings, Share
 from tango_async.model import Claim, Verdict
 from tango_async.queue.redis import Queue
@@ -207,3 +209,17 @@ async def test_what_ran_while_nobody_else_waited_is_not_owed_later(front: Front)
     await front.end(held)
     early = await front.add("early")
     assert early in await front.ids(3)
+
+
+async def test_forecasts_are_told_also_when_the_server_is_out_of_memory(settings: Settings, tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    server.start()
+    try:
+        front = Front(msgspec.structs.replace(settings, queue=msgspec.structs.replace(settings.queue, url=server.url)))
+        front.rule()
+        job_id = await front.add()
+        await front.queue._command("CONFIG", "SET", "maxmemory", 1)
+        assert job_id in await front.queue.forecasts([job_id], 8, [IMAGE])
+        await front.queue.close()
+    finally:
+        server.kill()

@@ -69,7 +69,8 @@ local function forecast(id)
     local theirs = redis.call('ZCOUNT', mine_key(f[2], lane, who), '-inf', '(' .. f[4])
     eta = math.max(eta, kept_back(each, theirs, redis.call('SCARD', of('running', lane, who)), mine.mean))
   end
-  redis.call('HSETNX', J(id), 'eta_ms', int(now + eta))
+  -- Not when the server has no room: what is foretold is told all the same.
+  redis.pcall('HSETNX', J(id), 'eta_ms', int(now + eta))
   return {before, math.ceil(eta), mine.error}
 end
 
