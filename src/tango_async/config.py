@@ -222,6 +222,10 @@ class Docker(Group, frozen=True):
     """Container runtime, such as runsc; unset: the engine's default."""
 
 
+MOST_REDIRECTS = 5
+"""That a callback's delivery follows."""
+
+
 class Callbacks(Group, frozen=True):
     min_age_s: Annotated[float, Meta(ge=0)] = 2.0
     """Earliest delivery after the answer to addJob: Autolab stores the job's id only then."""
@@ -237,6 +241,11 @@ class Callbacks(Group, frozen=True):
     """If set, X-Tango-Signature carries the HMAC-SHA256 of the body under it. `TANGO_CALLBACK_SECRET`"""
     concurrency: Count = 16
     """Deliveries at a time."""
+
+    @property
+    def hold_s(self) -> float:
+        """No delivery is under way for longer, with all its redirects."""
+        return self.timeout_s * (MOST_REDIRECTS + 2)
 
 
 class Settings(Group, frozen=True):

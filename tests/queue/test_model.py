@@ -30,6 +30,8 @@ from support.jobs import claim_one, spec
 from tango_async.config import CourseShare, Settings, Share
 from tango_async.errors import QueueUnavailable, StoreError
 from tango_async.model import Claim, JobSpec, Verdict
+from tango_async.queue.history import Retired
+from tango_async.queue.outbox import Resent
 from tango_async.queue.redis import Answer, Cancelled, Queue
 
 T = TypeVar("T")
@@ -83,6 +85,8 @@ class Job:
     """pending, delivered, given up; empty before the end and without a URL."""
     tried: bool = False
     due: bool = False
+    leaving: bool = False
+    """Retired: its output may be gone, and it is only to be forgotten."""
     live: bytes = b""
     order: int = 0
 
@@ -176,17 +180,25 @@ class Life(RuleBasedStateMachine):
     def key(self, name: object) -> str:
         return f"{self.prefix}{name}"
 
-    @initialize()
-    def begin(self) -> None:
-        """Not in an empty house: of five jobs one is dead, one runs, one is assigned, two wait."""
+    @initialize(way=st.integers(0, 3))
+    def begin(self, way: int) -> None:
+        """Not in an empty house: of five jobs one is dead, one runs, one is assigned, two wait.
+
+        The dead one's callback waits, its delivery is under way, or it was delivered or given up.
+        """
         self.ask(self.queue.open())
         self.a_quiet_time_passes(0, 0)
-        for way in range(1, 6):
-            self.add(0, way)
+        for kind in range(1, 6):
+            self.add(0, kind)
         for _ in range(3):
             self.claim(0, 0)
         self.start(4, 0)
         self.end(8, 0)
+        if way:
+            self.callbacks_fall_due(0, 0)
+            self.take_what_is_due(0, 0)
+        if way > 1:
+            self.a_delivery_is_over(0, way - 2)
 
     @one_of("add", "add_again", "add_repeated_by_the_connection", "answered", "cancel")
     def http(self, step: str, n: int, way: int) -> None:
@@ -214,6 +226,10 @@ class Life(RuleBasedStateMachine):
 
     @one_of("callbacks_fall_due", "take_what_is_due", "a_delivery_is_over", "a_delivery_is_over", "history_is_trimmed")
     def afterwards(self, step: str, n: int, way: int) -> None:
+        getattr(self, step)(n, way)
+
+    @one_of("resend", "resend", "retire", "retire", "forget_the_retired")
+    def operator(self, step: str, n: int, way: int) -> None:
         getattr(self, step)(n, way)
 
     @staticmethod
@@ -515,6 +531,8 @@ class Life(RuleBasedStateMachine):
                 self.ask(self.raw("ZADD", self.key("outbox"), self._ago_ms(1), job.id))
 
     def take_what_is_due(self, n: int, way: int) -> None:
+        # However long this machine took since the last look, the clock was not set forward.
+        self.ask(self.raw("HDEL", self.key("server"), "looked", "callbacks_from"))
         found = {due.id: due for due in self.ask(self.queue.due(100, 60.0))}
         wanted = [j for j in self.known if j.callback == "pending" and j.due]
         assert set(found) == {j.id for j in wanted}
@@ -525,14 +543,55 @@ class Life(RuleBasedStateMachine):
 
     def a_delivery_is_over(self, n: int, way: int) -> None:
         how = ("delivered", "given up", "pending")[way % 3]
-        job = self.pick(n, self.known, lambda j: j.tried and j.callback == "pending")
-        if not job.tried or job.callback != "pending":
+        job = self.pick(n, self.known, lambda j: j.tried and (j.callback == "pending" or j.leaving))
+        late = job.leaving and job.tried
+        if not late and (not job.tried or job.callback != "pending"):
             return  # another deliverer was quicker: see test_a_delivery_that_came_late_changes_nothing
         if how == "delivered":
             self.ask(self.queue.delivered(job.id, "204"))
         else:
             self.ask(self.queue.defer(job.id, "503", None if how == "given up" else 60.0))
+        if late:
+            return
         job.callback, job.due = how, False
+
+    # -- an operator, retention --------------------------------------------------------------------
+
+    def resend(self, n: int, way: int) -> None:
+        """Refused for ever once a job is retired; else what was delivered or given up is pending again."""
+        job = self.pick(n, self.known, lambda j: j.leaving or j.callback in ("delivered", "given up"))
+        answer = self.ask(self.queue.resend(job.id))
+        if job.state == "forgotten" or job.leaving:
+            assert answer is Resent.NOT_FOUND
+        elif job.state != "dead":
+            assert answer is Resent.NOT_ENDED
+        elif not job.spec.callback_url:
+            assert answer is Resent.NO_CALLBACK
+        else:
+            assert answer is Resent.OK
+            job.callback, job.due = "pending", True
+
+    def retire(self, n: int, way: int) -> None:
+        """Jobs in one call, the living among them; who has a pending callback stays, `whatever` or not."""
+        whatever = way % 3 == 0
+        some = list(dict.fromkeys(self.pick(n + 5 * i, self.known, lambda j: j.state == "dead") for i in range(3)))
+        found = {gone.id: gone for gone in self.ask(self.queue.retire([j.id for j in some], whatever=whatever))}
+        stay = {j.id for j in some if j.state == "dead" and j.callback == "pending" and not whatever}
+        assert found.keys() == {j.id for j in some} - stay
+        for job in some:
+            if job.state != "dead":
+                assert found[job.id] == Retired(job.id, "", "", "", False)
+            elif job.id in found:
+                had = job.callback == "pending"
+                assert found[job.id] == Retired(job.id, job.output, LAB, job.spec.output_name, had)
+                job.leaving, job.due = True, False
+                job.callback = "" if had else job.callback
+
+    def forget_the_retired(self, n: int, way: int) -> None:
+        job = self.pick(n, self.known, lambda j: j.leaving)
+        if job.leaving:
+            self.ask(self.queue.forget([job.id]))
+            job.state = "forgotten"
 
     # -- what holds after every step ---------------------------------------------------------------
 
@@ -585,11 +644,15 @@ class Life(RuleBasedStateMachine):
             assert (record.get("verdict", ""), record.get("output", "")) == (job.verdict, job.output)
             assert bool(record.get("note")) == (job.state == "dead" and not job.output)
             assert not job.held or record["machine"] == job.machine
+            assert record.get("leaving", "") == ("1" if job.leaving else "")
             assert found.value(f"live:{job.id}") == job.live
 
     def _every_callback_is_pending_or_told(self, found: Snapshot) -> None:
         due = {i: at <= found.now_ms for i, at in found.zset("outbox").items()}
         assert due == {j.id: j.due for j in self.known if j.callback == "pending"}
+        assert not {j.id for j in self.known if j.leaving} & due.keys(), (
+            "a callback waits for an output that may be gone"
+        )
         given_up = {j.id for j in self.known if j.callback == "given up" and j.state == "dead"}
         assert found.zset("unsent").keys() == given_up
 

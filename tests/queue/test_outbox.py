@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from support.jobs import claim_one, spec
+from tango_async.config import Settings
 from tango_async.model import CallbackState, Verdict
 from tango_async.queue.history import Retired
 from tango_async.queue.outbox import Resent
@@ -46,6 +47,67 @@ async def test_the_longest_due_is_taken_first(queue: Queue) -> None:
         await due_in(queue, job_id, -ago_s)
     assert [due.id for due in await queue.due(3, 60)] == [ids[3], ids[1], ids[2]]
     assert [due.id for due in await queue.due(3, 60)] == [ids[0]]
+
+
+async def clock_moves(queue: Queue, s: float) -> None:
+    """The server's clock is set, as its readers see it: what they noted lies otherwise to it than it did."""
+    server = f"{queue._prefix}server"
+    for field in ("clock", "looked"):
+        if (noted := await queue._command("HGET", server, field)) is not None:
+            await queue._command("HSET", server, field, int(noted) - int(s * 1000))
+    for job_id, at_ms in await queue._command("ZRANGE", f"{queue._prefix}outbox", 0, -1, "WITHSCORES"):
+        await queue._command("ZADD", f"{queue._prefix}outbox", at_ms - s * 1000, job_id)
+
+
+async def test_a_clock_that_is_set_back_delays_no_callback_by_as_much(queue: Queue) -> None:
+    overdue, soon, later = [await ended(queue) for _ in range(3)]
+    await due_in(queue, soon, 20)
+    await due_in(queue, later, 600)
+    await queue.reap()
+    await clock_moves(queue, -3600)
+    assert (await queue.next_due_s() or 0) > 3590
+    await queue.reap()
+    listed = {one.id: one.due_ms - await queue.now_ms() for one in await queue.callbacks(10)}
+    assert listed[overdue] <= 0
+    assert 0 < listed[soon] <= 20_000 < listed[later] <= 600_000
+    assert [due.id for due in await queue.due(10, 60)] == [overdue]
+
+
+async def test_a_clock_that_is_set_back_while_nobody_looks_delays_a_callback_by_the_longest_wait(queue: Queue) -> None:
+    await ended(queue)
+    await clock_moves(queue, -3600)
+    await queue.reap()
+    assert 700 < (await queue.next_due_s() or 0) <= 720
+
+
+async def test_no_wait_that_a_deliverer_can_ask_for_looks_like_a_clock_that_was_set_back(queue: Queue) -> None:
+    job_id = await ended(queue)
+    await queue.due(1, 60)
+    await queue.defer(job_id, "503", 7 * 86_400.0)
+    due_s = await queue.next_due_s()
+    assert due_s is not None and 700 < due_s <= 720
+    await queue.reap()
+    assert abs((await queue.next_due_s() or 0) - due_s) < 5
+
+
+async def test_a_clock_that_is_set_forward_makes_no_callback_too_young(queue: Queue, settings: Settings) -> None:
+    job_id = await ended(queue)
+    await queue.due(0, 60)
+    await queue.answered(job_id)
+    await clock_moves(queue, 3600)
+    assert (await queue.next_due_s() or 0) < -3000
+    assert await queue.due(10, 60) == []
+    server, now = f"{queue._prefix}server", await queue.now_ms()
+    until = int(await queue._command("HGET", server, "callbacks_from"))
+    assert 0 < until - now <= settings.callbacks.min_age_s * 1000
+    await queue._command("HSET", server, "callbacks_from", now - 1)
+    assert [due.id for due in await queue.due(10, 60)] == [job_id]
+
+
+async def test_a_clock_that_is_set_forward_and_back_again_silences_nobody(queue: Queue) -> None:
+    job_id = await ended(queue)
+    await queue._command("HSET", f"{queue._prefix}server", "callbacks_from", await queue.now_ms() + 3_600_000)
+    assert [due.id for due in await queue.due(10, 60)] == [job_id]
 
 
 async def test_every_try_is_in_the_log(queue: Queue) -> None:

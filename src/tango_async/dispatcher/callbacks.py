@@ -17,20 +17,20 @@ from uuid import uuid4
 import aiohttp
 from yarl import URL
 
-from ..config import Settings
+from ..config import MOST_REDIRECTS, Settings
 from ..destinations import allowance
 from ..errors import QueueUnavailable
 from ..files.base import FileStore
 from ..model import Due
+from ..queue.outbox import LONGEST_BACKOFF_S
 from ..queue.redis import Queue
 
 log = logging.getLogger(__name__)
 
-REDIRECTS = 5
 LOOK_S = 1.0
 """Longest time between two looks into the outbox."""
 
-BACKOFF_MAX_S = 600.0
+BACKOFF_MAX_S = LONGEST_BACKOFF_S / 1.2
 
 
 class Refused(Exception):
@@ -55,7 +55,7 @@ class Callbacks:
                 wait_s = LOOK_S
                 try:
                     room = self._settings.concurrency - len(running)
-                    for due in await self._queue.due(room, self._hold_s) if room > 0 else ():
+                    for due in await self._queue.due(room, self._settings.hold_s) if room > 0 else ():
                         task = asyncio.create_task(self._deliver(session, due))
                         running.add(task)
                         task.add_done_callback(running.discard)
@@ -68,10 +68,6 @@ class Callbacks:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-
-    @property
-    def _hold_s(self) -> float:
-        return self._settings.timeout_s * (REDIRECTS + 2)
 
     async def _deliver(self, session: aiohttp.ClientSession, due: Due) -> None:
         try:
@@ -110,7 +106,7 @@ class Callbacks:
             digest = hmac.new(self._settings.secret.encode(), data, hashlib.sha256).hexdigest()
             headers["X-Tango-Signature"] = f"sha256={digest}"
         url = URL(due.url)
-        for _ in range(REDIRECTS + 1):
+        for _ in range(MOST_REDIRECTS + 1):
             if not self._allowed(str(url)):
                 raise Refused(f"{url.host} is not among callbacks.allow")
             async with session.post(url, data=data, headers=headers, allow_redirects=False) as answer:

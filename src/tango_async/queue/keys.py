@@ -7,7 +7,8 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | ids                 | string | the last job id given                                                    |
 | seq                 | string | the last fence given; drawn by claim and by adopt                        |
 | server              | hash   | run_id of the server last greeted, quiet_until: nothing is reaped before,|
-|                     |        | clock: when upkeep last looked                                           |
+|                     |        | clock: when upkeep last looked, looked: when a deliverer of callbacks    |
+|                     |        | did, callbacks_from: none is due before                                  |
 | job:<id>            | hash   | one job; fields below                                                    |
 | same:<fingerprint>  | string | the id that an identical addJob gets; expires                            |
 | pins                | hash   | pin → id, for every live job                                             |

@@ -10,6 +10,12 @@ from ..model import CallbackRecord, CallbackState, Due
 from . import records
 from .asking import PAGE, Asking
 
+LONGEST_BACKOFF_S = 720.0
+"""No callback is put off for longer, so that one which is due later than that shows a clock that was set back."""
+
+MOST_PAUSE_S = 3.0
+"""Between two looks of living deliverers, which look every second; after a longer one the clock may have jumped."""
+
 
 class Resent(StrEnum):
     """What became of the order to deliver a callback now."""
@@ -23,14 +29,16 @@ class Resent(StrEnum):
 class Outbox(Asking):
     async def due(self, limit: int, hold_s: float) -> list[Due]:
         """Takes callbacks that are due, the longest due first; no one else gets them for `hold_s`."""
-        return [records.due(entry) for entry in await self._run("due", limit, int(hold_s * 1000))]
+        times_s = (hold_s, self._settings.callbacks.min_age_s, MOST_PAUSE_S)
+        return [records.due(entry) for entry in await self._run("due", limit, *(int(s * 1000) for s in times_s))]
 
     async def delivered(self, job_id: int, what: str) -> None:
         await self._run("delivered", job_id, _one_line(what), -1)
 
     async def defer(self, job_id: int, what: str, wait_s: float | None) -> None:
-        """The delivery did not work: again in `wait_s`, or given up (None)."""
-        await self._run("delivered", job_id, _one_line(what), -2 if wait_s is None else int(wait_s * 1000))
+        """The delivery did not work: again in `wait_s`, at most LONGEST_BACKOFF_S, or given up (None)."""
+        wait_ms = -2 if wait_s is None else int(min(wait_s, LONGEST_BACKOFF_S) * 1000)
+        await self._run("delivered", job_id, _one_line(what), wait_ms)
 
     async def next_due_s(self) -> float | None:
         """Seconds until the next callback is due (negative: overdue); None if there is none."""

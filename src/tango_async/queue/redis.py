@@ -20,7 +20,7 @@ from ..model import Claim, DispatcherRecord, Forecast, JobRecord, JobSpec, Verdi
 from . import figures, keys, records
 from .connection import ID_RESERVE, Marks, Server, tell_loss
 from .history import History
-from .outbox import Outbox
+from .outbox import LONGEST_BACKOFF_S, Outbox
 
 FORETOLD_AT_ONCE = 100
 """Forecasts in one call, so that a long list does not keep the server from others."""
@@ -277,6 +277,7 @@ class Queue(Outbox, History):
             short(verdict=gave_up, at_ms=now),
             cancelled,
             short(verdict=cancelled, at_ms=now),
+            int(self._furthest_callback_s * 1000),
         )
         return [(job_id, what == b"dead") for job_id, what in done]
 
@@ -322,6 +323,12 @@ class Queue(Outbox, History):
     def _quiet_ms(self) -> int:
         """A lease and a beat: time for every living holder to extend what it holds."""
         return self._lease_ms + self._lease_ms // 3
+
+    @property
+    def _furthest_callback_s(self) -> float:
+        """No callback is ever put further ahead than this."""
+        callbacks = self._settings.callbacks
+        return max(LONGEST_BACKOFF_S, callbacks.hold_s, callbacks.min_age_s, callbacks.unanswered_s)
 
     async def _raise_mark(self, job_id: int) -> None:
         if self._marks is None or job_id <= self._mark:

@@ -2,11 +2,20 @@
 -- without anyone finding its machine; -> dead when its retries are spent or it is to be cancelled.
 -- Nothing is reaped while the server's clock or the server itself is newly changed (greet.lua, below).
 -- ARGV: adopt_grace_ms, most retries, quiet_ms, longest time between two looks, most jobs in one call,
---       verdict and short feedback of a job given up, then of one cancelled
+--       verdict and short feedback of a job given up, then of one cancelled, then how far ahead a callback
+--       is put at most, ms
 -- Answers a list of: id, 'queued' or 'dead'.
 local now = now_ms()
 local f = redis.call('HMGET', K('server'), 'quiet_until', 'clock')
 redis.call('HSET', K('server'), 'clock', int(now))
+-- A callback that is further ahead than anybody puts one was put there before the clock was set back. It
+-- moves by as much as the clock did; where nobody looked at the time, it is due when the longest wait is over.
+local far = now + ARGV[10]
+local back = math.max(0, (f[2] or now) - now)
+local late = redis.call('ZRANGEBYSCORE', K('outbox'), '(' .. int(far), '+inf', 'WITHSCORES')
+for i = 1, #late, 2 do
+  redis.call('ZADD', K('outbox'), int(math.min(far, late[i + 1] - back)), late[i])
+end
 if f[2] and (now < tonumber(f[2]) or now > f[2] + ARGV[4]) then
   local quiet = int(now + ARGV[3])
   redis.call('HSET', K('server'), 'quiet_until', quiet)
