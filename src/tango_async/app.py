@@ -6,20 +6,20 @@ The only module that knows which parts there are. What `tango-http` is given hol
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
-from uuid import uuid4
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
 
 from .config import Settings
+from .dispatcher import places
 from .dispatcher.dispatcher import Dispatcher
-from .errors import ConfigError, VmmsError
+from .dispatcher.siblings import Siblings
+from .errors import ConfigError, QueueUnavailable, VmmsError
 from .files.local import LocalStore
 from .http.app import make_app, make_runner
 from .queue.embedded import EmbeddedServer
@@ -28,8 +28,16 @@ from .vmms.base import Vmms, load
 
 log = logging.getLogger(__name__)
 
-Ready = Callable[[str], None]
-"""Called once, with what to tell, when a service takes work."""
+
+@dataclass(frozen=True, slots=True)
+class Teller:
+    """Whom a service tells how its start goes."""
+
+    ready: Callable[[str], None]
+    """Called once, with what to tell, when it takes work."""
+    waiting: Callable[[str], None]
+    """Called again and again, with what for, as long as it waits for something to come back."""
+
 
 HTTP_TIMEOUT_S = 0.9
 """A client hears within a second that the queue is away."""
@@ -38,8 +46,18 @@ CLOSE_S = 10.0
 """How long requests under way may take to end when the server stops."""
 
 
-async def run_http(settings: Settings, stop: asyncio.Event, ready: Ready) -> None:
-    """The REST API, until `stop`. Raises ConfigError, QueueUnavailable."""
+BACKOFF_S = (0.25, 10.0)
+"""First and longest pause between two tries to reach what a service stands on."""
+
+PASSING = (QueueUnavailable, VmmsError)
+"""What ends by itself or by an operator's hand, and is worth another try."""
+
+SAY_S = 60.0
+"""How often the log has a word on what is waited for."""
+
+
+async def run_http(settings: Settings, stop: asyncio.Event, tell: Teller) -> None:
+    """The REST API, until `stop`; until Redis is there it answers 503. Raises ConfigError, QueueBroken."""
     keys = settings.http.keys or settings.http.keys_file
     _require(keys, "http.keys (TANGO_KEYS): a server without a key would let anyone in; set one")
     _require(settings.queue.url, "queue.url (TANGO_REDIS_URL): unset; only `tango up` embeds a server")
@@ -50,7 +68,6 @@ async def run_http(settings: Settings, stop: asyncio.Event, ready: Ready) -> Non
         stack.push_async_callback(store.close)
         queue = Queue(settings, timeout_s=HTTP_TIMEOUT_S, marks=store.raise_mark)
         stack.push_async_callback(queue.close)
-        await queue.open()
         runner = make_runner(make_app(settings, queue, store), shutdown_s=CLOSE_S)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -60,29 +77,42 @@ async def run_http(settings: Settings, stop: asyncio.Event, ready: Ready) -> Non
         except OSError as e:
             raise ConfigError(f"http.port (TANGO_PORT): {settings.http.host}:{settings.http.port}: {e.strerror}") from e
         host, port = runner.addresses[0][:2]
-        ready(f"http on http://{host}:{port}")
+        here = f"http on http://{host}:{port}"
+        await _patiently(queue.open, stop, lambda why: tell.waiting(f"{here} answers 503: {why}"))
+        if not stop.is_set():
+            tell.ready(here)
         await stop.wait()
 
 
-async def run_dispatcher(settings: Settings, stop: asyncio.Event, ready: Ready) -> None:
-    """A dispatcher, until `stop`. Raises ConfigError, QueueUnavailable, VmmsUnavailable."""
+async def run_dispatcher(settings: Settings, stop: asyncio.Event, tell: Teller, *, patient: bool = True) -> None:
+    """A dispatcher, until `stop`. Raises ConfigError, QueueBroken.
+
+    It waits for Redis and for the engine; one that is not `patient` raises VmmsUnavailable for the engine.
+    """
     _require(settings.queue.url, "queue.url (TANGO_REDIS_URL): unset; only `tango up` embeds a server")
     async with AsyncExitStack() as stack:
-        place = await stack.enter_async_context(own_place(settings.state_dir))
+        place = await stack.enter_async_context(places.own_place(settings.state_dir))
         settings = msgspec.structs.replace(
             settings, dispatcher=msgspec.structs.replace(settings.dispatcher, state_dir=place)
         )
-        install = _install_id(place)
+        install = places.install_id(place)
         store = LocalStore(settings.store)
         stack.push_async_callback(store.close)
         queue = Queue(settings)
         stack.push_async_callback(queue.close)
-        await queue.open()
-        vmms = await choose_vmms(settings, install)
-        await Dispatcher(settings, queue, store, vmms, install).run(stop, ready)
+
+        async def dispatch() -> None:
+            vmms = await choose_vmms(settings, install)
+            await queue.open()
+            places.note(place, vmms.name if settings.dispatcher.vmms == "auto" else settings.dispatcher.vmms)
+            await Dispatcher(settings, queue, store, vmms, install).run(stop, tell.ready)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Siblings(settings, queue, place).run(stop))
+            await _patiently(dispatch, stop, tell.waiting, PASSING if patient else (QueueUnavailable,))
 
 
-async def run_up(settings: Settings, stop: asyncio.Event, ready: Ready) -> None:
+async def run_up(settings: Settings, stop: asyncio.Event, tell: Teller) -> None:
     """HTTP and a dispatcher on this loop, with an embedded server unless a Redis is set."""
     async with AsyncExitStack() as stack:
         if not settings.queue.url:
@@ -95,13 +125,14 @@ async def run_up(settings: Settings, stop: asyncio.Event, ready: Ready) -> None:
         def one_ready(what: str) -> None:
             said.append(what)
             if len(said) == 2:
-                ready(", ".join(sorted(said)))
+                tell.ready(", ".join(sorted(said)))
 
         async with asyncio.TaskGroup() as group:
             # Jobs end before the API closes, so that their feedback can still be fetched.
             jobs_done = asyncio.Event()
-            group.create_task(run_http(settings, jobs_done, one_ready))
-            await run_dispatcher(settings, stop, one_ready)
+            both = Teller(one_ready, tell.waiting)
+            group.create_task(run_http(settings, jobs_done, both))
+            await run_dispatcher(settings, stop, both, patient=False)
             jobs_done.set()
 
 
@@ -127,46 +158,29 @@ async def choose_vmms(settings: Settings, install: str) -> Vmms:
     return load("localSandbox", settings, install)
 
 
-@asynccontextmanager
-async def own_place(root: Path) -> AsyncIterator[Path]:
-    """The first directory below `root` that no living dispatcher has; it is ours until the end.
-
-    The lock is the process's: it is free the moment the process is dead, however it died, and the
-    next dispatcher takes the place and what was left running in it.
-    """
-    for number in range(1000):
-        place = root / str(number)
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            lock = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as e:
-            raise ConfigError(f"dispatcher.state_dir: {place}: {e.strerror}") from e
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            continue
-        try:
-            yield place
-        finally:
-            os.close(lock)
-        return
-    raise ConfigError(f"dispatcher.state_dir: {root}: a thousand dispatchers run here already")
-
-
-def _install_id(place: Path) -> str:
-    """The name of a dispatcher's place, made once."""
-    file = place / "install"
-    try:
-        return file.read_text().strip()
-    except FileNotFoundError:
-        name = uuid4().hex[:12]
-        new = place / "install.new"
-        new.write_text(name)
-        new.rename(file)
-        return name
-
-
 def _require(value: object, otherwise: str) -> None:
     if not value:
         raise ConfigError(otherwise)
+
+
+async def _patiently(
+    work: Callable[[], Awaitable[None]],
+    stop: asyncio.Event,
+    waiting: Callable[[str], None],
+    passing: tuple[type[Exception], ...] = PASSING,
+) -> None:
+    """Does the work, again and again until Redis and the engine let it, or until `stop`."""
+    pause_s, longest_s = BACKOFF_S
+    said_at = -SAY_S
+    while not stop.is_set():
+        try:
+            await work()
+            return
+        except passing as e:
+            waiting(str(e))
+            if time.monotonic() - said_at >= SAY_S:
+                said_at = time.monotonic()
+                log.warning("waiting: %s", e)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause_s)
+        pause_s = min(pause_s * 2, longest_s)

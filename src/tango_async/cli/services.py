@@ -22,7 +22,10 @@ from ..notify import Supervisor
 
 log = logging.getLogger("tango")
 
-Service = Callable[[Settings, asyncio.Event, app.Ready], Awaitable[None]]
+Service = Callable[[Settings, asyncio.Event, app.Teller], Awaitable[None]]
+
+WAIT_US = 120_000_000
+"""A supervisor that hears from a service which waits gives it so long until the next word, which comes sooner."""
 
 _config = click.option(
     "--config",
@@ -84,6 +87,9 @@ async def _until_signal(service: Service, settings: Settings) -> None:
         log.info("ready: %s", what)
         supervisor.tell("READY=1", f"STATUS={what}")
 
+    def waiting(what: str) -> None:
+        supervisor.tell(f"EXTEND_TIMEOUT_USEC={WAIT_US}", f"STATUS=waiting: {what}")
+
     def on_signal() -> None:
         if not stop.is_set():
             supervisor.tell("STOPPING=1", "STATUS=stopping: what is under way may end")
@@ -94,6 +100,6 @@ async def _until_signal(service: Service, settings: Settings) -> None:
         loop.add_signal_handler(sig, on_signal)
     watchdog = asyncio.create_task(supervisor.keep_watchdog())
     try:
-        await service(settings, stop, ready)
+        await service(settings, stop, app.Teller(ready, waiting))
     finally:
         watchdog.cancel()

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from .. import __version__
 from ..config import Settings
-from ..errors import QueueUnavailable
+from ..errors import QueueUnavailable, VmmsUnavailable
 from ..files.base import FileStore
 from ..model import DispatcherRecord, MachineSpec
 from ..queue.bells import Bells
@@ -76,13 +76,16 @@ class Dispatcher:
         self._bench = Bench(settings, queue, store, vmms, self._pool, self._images, self._do_later)
 
     async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
-        """Works until `stop` is set. Raises VmmsUnavailable if the engine is not there at the start."""
-        await self._vmms.open()
-        await self._images.look()
-        await self._adopt_or_remove()
+        """Works until `stop` is set.
+
+        Raises VmmsError, QueueUnavailable if the engine or Redis is not there at the start, and leaves all as it was.
+        """
         done = asyncio.Event()
         vitals = asyncio.create_task(self._vitals.watch())
         try:
+            await self._vmms.open()
+            await self._images.look()
+            await self._adopt_or_remove()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._extend_until(done))
                 group.create_task(self._beat_until(done))
@@ -271,7 +274,12 @@ class Dispatcher:
 
     async def _adopt_or_remove(self) -> None:
         """Follows the jobs that an earlier dispatcher in this place left running; removes the rest."""
-        for machine in await self._vmms.get_vms():
+        try:
+            async with asyncio.timeout(self._settings.dispatcher.machine_wait_s):
+                machines = await self._vmms.get_vms()
+        except TimeoutError as e:
+            raise VmmsUnavailable("the engine does not say which machines there are") from e
+        for machine in machines:
             found = await self._queue.adopt(machine.id, self._instance)
             if found is None:
                 self._pool.discard(machine)

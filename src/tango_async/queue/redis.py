@@ -281,6 +281,11 @@ class Queue(Outbox, History):
         )
         return [(job_id, what == b"dead") for job_id, what in done]
 
+    async def counted_on(self, machines: Sequence[str]) -> set[str]:
+        """Which of these machines a live job runs on, whether or not anybody holds it."""
+        jobs = await self._command("HMGET", f"{self._prefix}machines", *machines) if machines else []
+        return {machine for machine, job in zip(machines, jobs, strict=True) if job is not None}
+
     async def show(self, claim: Claim, offset: int, data: bytes) -> int:
         """Adds to the visible output; answers its length now, or -1 if the job is not the caller's."""
         return int(await self._run("show", claim.id, claim.seq, offset, data, 7200))
