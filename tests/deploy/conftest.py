@@ -1,3 +1,3 @@
-from stories.conftest import environment, sandbox, service
+from stories.conftest import environment, listener, sandbox, service
 
-__all__ = ["environment", "sandbox", "service"]
+__all__ = ["environment", "listener", "sandbox", "service"]

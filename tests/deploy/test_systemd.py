@@ -12,16 +12,15 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conftest import absent
-from support.service import SCRIPTS, Process, Service
+from support.notify import Listener, start
+from support.service import SCRIPTS, Service
 from tango_async import config
 from tango_async.notify import Supervisor
 
@@ -112,49 +111,6 @@ def test_state_is_where_both_units_may_write_and_outside_a_private_tmp() -> None
 # -- what a supervisor hears -------------------------------------------------------------------------
 
 
-class Listener:
-    """systemd's end of the socket."""
-
-    def __init__(self, address: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.setblocking(False)
-        self.socket.bind(address)
-
-    async def hear(self, word: str, within_s: float = 20.0) -> list[str]:
-        """The message that holds the word; others before it are passed over."""
-        async with asyncio.timeout(within_s):
-            while word not in (message := await self.next()):
-                pass
-            return message
-
-    async def next(self) -> list[str]:
-        return (await asyncio.get_running_loop().sock_recv(self.socket, 4096)).decode().split("\n")
-
-    def drain(self) -> list[str]:
-        """What has come and was not heard yet."""
-        messages = []
-        while True:
-            try:
-                messages.append(self.socket.recv(4096).decode())
-            except BlockingIOError:
-                return messages
-
-
-@pytest.fixture
-def listener(tmp_path: Path) -> Iterator[Listener]:
-    listener = Listener(str(tmp_path / "notify"))
-    yield listener
-    listener.socket.close()
-
-
-def start(service: Service, tmp_path: Path, name: str, *arguments: str, **environment: str) -> Process:
-    """Without waiting for its log: the socket tells."""
-    told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), **environment}
-    process = Process(name, list(arguments), {**service.environment, **told}, tmp_path / f"{name}.log")
-    service.processes.append(process)
-    return process
-
-
 async def test_ready_is_told_when_the_api_answers(service: Service, listener: Listener, tmp_path: Path) -> None:
     process = start(service, tmp_path, "tango-http")
     message = await listener.hear("READY=1")
@@ -175,13 +131,6 @@ async def test_ready_is_told_when_the_dispatcher_takes_jobs(
     process.popen.send_signal(signal.SIGTERM)
     await listener.hear("STOPPING=1")
     assert await process.ended() == 0
-
-
-async def test_nothing_is_ready_that_cannot_reach_redis(service: Service, listener: Listener, tmp_path: Path) -> None:
-    service.environment["TANGO_REDIS_URL"] = f"unix://{tmp_path}/none"
-    process = start(service, tmp_path, "tango-http", WATCHDOG_USEC="200000")
-    assert await process.ended() == 1
-    assert not [message for message in listener.drain() if "READY=1" in message]
 
 
 @pytest.mark.parametrize("name", ["tango-http", "tango-dispatcher"])

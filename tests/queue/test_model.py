@@ -583,7 +583,7 @@ class Life(RuleBasedStateMachine):
                 assert found[job.id] == Retired(job.id, "", "", "", False)
             elif job.id in found:
                 had = job.callback == "pending"
-                assert found[job.id] == Retired(job.id, job.output, LAB, job.spec.output_name, had)
+                assert found[job.id] == Retired(job.id, job.output, job.spec.lab, job.spec.output_name, had)
                 job.leaving, job.due = True, False
                 job.callback = "" if had else job.callback
 

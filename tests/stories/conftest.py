@@ -16,6 +16,7 @@ import pytest
 
 from conftest import absent
 from support.engine import Engine
+from support.notify import Listener
 from support.redis_server import RedisServer, server_programs
 from support.service import Process, Service
 
@@ -68,6 +69,13 @@ def vmms(request: pytest.FixtureRequest, environment: dict[str, str]) -> str:
         environment["DOCKER_HOST"] = engine.host
     environment["TANGO_VMMS"] = name
     return name
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[Listener]:
+    listener = Listener(str(tmp_path / "notify"))
+    yield listener
+    listener.socket.close()
 
 
 @pytest.fixture

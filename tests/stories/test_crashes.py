@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+from support.engine import Engine
 from support.service import Service
+from tango_async.vmms.docker import INSTALL
 
 COUNTED = b"autograde:\n\t@for i in 1 2 3 4 5 6 7 8; do echo tick $$i; sleep 0.25; done\n"
+ENDLESS = b"autograde:\n\t@while :; do echo tick; sleep 0.25; done\n"
 TICKS = "".join(f"tick {i}\n" for i in range(1, 9))
 
 
@@ -20,6 +24,21 @@ async def running(service: Service, number: int) -> None:
             if len([o for o in outputs if "tick" in o]) >= number:
                 return
             await asyncio.sleep(0.05)
+
+
+async def machines_left(service: Service, wanted: int) -> None:
+    """Until the first dispatcher's place has so many machines, seen from outside."""
+    place = Path(service.environment["TANGO_DATA_DIR"]) / "dispatcher/0"
+    docker = Engine(service.environment["DOCKER_HOST"].removeprefix("unix://")) if "DOCKER_HOST" in service.environment else None
+    async with asyncio.timeout(20):
+        while True:
+            if docker is None:
+                number = len(list((place / "machines").glob("*")))
+            else:
+                number = len(docker.containers(f"{INSTALL}={(place / 'install').read_text()}"))
+            if number == wanted:
+                return
+            await asyncio.sleep(0.02)
 
 
 async def test_jobs_run_on_when_their_dispatcher_is_killed_and_are_followed_by_the_next(
@@ -65,3 +84,52 @@ async def test_everything_killed_at_once_comes_back_with_every_job(service: Serv
     for i in range(4):
         assert (await service.poll("lab", f"{i}.txt")).endswith(TICKS)
     assert await up.stop() == 0
+
+
+async def test_what_a_killed_dispatcher_left_is_removed_by_another_though_nobody_takes_its_place(
+    service: Service, vmms: str
+) -> None:
+    service.environment |= {
+        "TANGO_DISPATCHER_LEASE_S": "1",
+        "TANGO_DISPATCHER_ADOPT_GRACE_S": "4",
+        "TANGO_DISPATCHER_UPKEEP_S": "0.5",
+    }
+    await service.run("tango-http")
+    lost = await service.run("tango-dispatcher", TANGO_SLOTS="1")
+    await service.json("POST", "/prealloc/test/autograding_image/1/", data=b"{}")
+    await service.upload("lab", {"Makefile": ENDLESS})
+    job_id = await service.add("lab", ["Makefile"], "runs.txt", timeout=60)
+    await running(service, 1)
+    await machines_left(service, 2)
+    other = await service.run("tango-dispatcher", TANGO_SLOTS="1")
+    lost.kill()
+    await machines_left(service, 1)
+    # What runs may still be adopted; it is removed when its job runs elsewhere.
+    job = (await service.json("GET", "/jobs/test/0/"))["jobs"][0]
+    assert (job["id"], job["retries"], other.said().count("of a dead dispatcher")) == (job_id, 0, 1)
+    await machines_left(service, 0)
+    job = (await service.json("GET", "/jobs/test/0/"))["jobs"][0]
+    assert (job["id"], job["retries"], other.said().count("of a dead dispatcher")) == (job_id, 1, 2)
+    await service.json("POST", f"/cancel/test/{job_id}/")
+    await service.poll("lab", "runs.txt")
+
+
+async def test_a_dispatcher_that_comes_back_finds_its_place_while_others_look_through_it(
+    service: Service, sandbox: None
+) -> None:
+    """With hardly a pause between their looks, so that the place is locked for much of the time."""
+    service.environment |= {"TANGO_DISPATCHER_UPKEEP_S": "0.01", "TANGO_SLOTS": "1"}
+    await service.run("tango-http")
+    lost = await service.run("tango-dispatcher")
+    await service.upload("lab", {"Makefile": ENDLESS})
+    job_id = await service.add("lab", ["Makefile"], "0.txt", timeout=60)
+    await running(service, 1)
+    for _ in range(2):
+        await service.run("tango-dispatcher")
+    lost.kill()
+    await asyncio.sleep(0.5)
+    back = await service.run("tango-dispatcher")
+    assert "adopted on machine" in back.said()
+    await service.json("POST", f"/cancel/test/{job_id}/")
+    await service.poll("lab", "0.txt")
+    assert [job["retries"] for job in (await service.json("GET", "/jobs/test/1/"))["jobs"]] == [0]

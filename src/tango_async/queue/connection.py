@@ -21,7 +21,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from ..errors import QueueBroken, QueueOutOfMemory, QueueUnavailable, StoreError
+from ..errors import ConfigError, QueueBroken, QueueOutOfMemory, QueueUnavailable, StoreError
 from .batches import Batches
 
 log = logging.getLogger(__name__)
@@ -77,9 +77,12 @@ class Server:
         self._greeted = ""
         self._knows_flags = False
         # More requests than connections wait for one.
-        self._pool = BlockingConnectionPool.from_url(
-            url, timeout=timeout_s, redis_connect_func=self._on_connect, **options(url)
-        )
+        try:
+            self._pool = BlockingConnectionPool.from_url(
+                url, timeout=timeout_s, redis_connect_func=self._on_connect, **options(url)
+            )
+        except ValueError as e:
+            raise ConfigError(f"queue.url (TANGO_REDIS_URL): {e}") from e
         self._redis = Redis(connection_pool=self._pool)
         self._batches = Batches(self._redis)
 
