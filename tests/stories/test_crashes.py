@@ -29,7 +29,11 @@ async def running(service: Service, number: int) -> None:
 async def machines_left(service: Service, wanted: int) -> None:
     """Until the first dispatcher's place has so many machines, seen from outside."""
     place = Path(service.environment["TANGO_DATA_DIR"]) / "dispatcher/0"
-    docker = Engine(service.environment["DOCKER_HOST"].removeprefix("unix://")) if "DOCKER_HOST" in service.environment else None
+    docker = (
+        Engine(service.environment["DOCKER_HOST"].removeprefix("unix://"))
+        if "DOCKER_HOST" in service.environment
+        else None
+    )
     async with asyncio.timeout(20):
         while True:
             if docker is None:

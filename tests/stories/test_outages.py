@@ -20,7 +20,8 @@ from aiohttp.test_utils import TestServer
 
 from conftest import absent
 from stories.conftest import Rig, dispatched
-from support.service import addjob
+from support.redis_server import RedisServer
+from support.service import Service, addjob
 
 AWAY_S = 4.5
 """Longer than the lease and the grace for adoption together."""
@@ -101,8 +102,8 @@ def come_back(rig: Rig, how: str) -> None:
         rig.redis.send(signal.SIGCONT)
 
 
-async def refused_everywhere(rig: Rig) -> None:
-    """Within a second, in Tango's form, by every route that needs Redis."""
+async def refused_everywhere(rig: Rig) -> float:
+    """Within a second, in Tango's form, by every route that needs Redis. Answers how long it took at most."""
 
     async def ask(method: str, path: str, body: bytes | None = None) -> float:
         began = time.monotonic()
@@ -115,6 +116,47 @@ async def refused_everywhere(rig: Rig) -> None:
     took = await asyncio.gather(ask("POST", "/addJob/test/late/", LATE), *(ask(*route) for route in NEED_REDIS))
     # The service gives up after 0.9 s; what is more is this machine's.
     assert max(took) < 2.5, took
+    return max(took)
+
+
+@pytest.mark.parametrize("how", ["killed", "hangs"])
+async def test_an_outage_at_full_length_under_the_settings_as_they_are(
+    own_redis: RedisServer, starts: Path, service: Service, pytestconfig: pytest.Config, how: str
+) -> None:
+    """Longer than the lease and shorter than the jobs; `pytest tests/stories/test_outages.py --outage 60 -s`."""
+    away_s = pytestconfig.getoption("--outage")
+    if not away_s:
+        pytest.skip("takes minutes: --outage 60")
+    rig = Rig(service, own_redis, starts)
+    await rig.service.run("tango-http")
+    dispatcher = await rig.dispatcher(TANGO_SLOTS="6")
+    long = {f"long{i}": int((away_s + 15) * 4) for i in range(6)}
+    short = {f"short{i}": 1 for i in range(10)}
+    await rig.put("late", 4)
+    ids = [await rig.add(name, ticks, timeout=int(away_s) * 2 + 60) for name, ticks in long.items()]
+    await rig.running(*ids)
+    for name, ticks in short.items():
+        await rig.add(name, ticks)
+    leave(rig, how)
+    began, cpu_s, looks = time.monotonic(), dispatcher.cpu_s(), []
+    while time.monotonic() - began < away_s:
+        looks.append(await refused_everywhere(rig))
+        await asyncio.sleep(2.0)
+    cpu_s = dispatcher.cpu_s() - cpu_s
+    assert rig.begun() == sorted(long)
+    come_back(rig, how)
+    back, first_s = time.monotonic(), 0.0
+    await rig.service.json("POST", "/addJob/test/late/", data=LATE)
+    first_s = time.monotonic() - back
+    for name, ticks in {**long, **short, "late": 4}.items():
+        await asyncio.wait_for(rig.ended(name, ticks), away_s + 60)
+    ended = (await rig.jobs(1)).values()
+    assert sorted((job["retries"], dispatched(job)) for job in ended) == [(0, 1)] * 17
+    assert rig.begun() == sorted([*long, *short, "late"])
+    assert dispatcher.popen.poll() is None
+    routes = f"{len(looks)} looks at {len(NEED_REDIS) + 1} routes, each 503, the slowest after {max(looks):.2f} s"
+    print(f"\nRedis {how} for {away_s:.0f} s: {routes}; 17 jobs, 17 starts, 17 ends, 0 retries")
+    print(f"addJob took {first_s:.2f} s when it was back; the dispatcher took {cpu_s:.2f} s of processor meanwhile")
 
 
 @pytest.mark.parametrize("how", ["killed", "hangs"])

@@ -12,6 +12,7 @@ from typing import NoReturn
 import pytest
 
 from support.engine import Engine, PrivateEngine, present_engine
+from support.ward import Ward
 
 IMAGE = "autograding_image"
 
@@ -19,14 +20,17 @@ _BUILDER = Path(__file__).parents[2] / "deploy/images/grading_image.py"
 
 
 @pytest.fixture(scope="session")
-def docker_engine() -> Iterator[Engine]:
+def docker_engine(ward: Ward) -> Iterator[Engine]:
     """The engine of this machine if one answers, else one of our own; holds the image `autograding_image`."""
     engine = present_engine()
     if engine is None:
-        yield from _private()
+        for ward.engine in _private():
+            yield ward.engine
     else:
         _with_image(engine)
+        ward.engine = engine
         yield engine
+    ward.engine = None
 
 
 @pytest.fixture(scope="session")

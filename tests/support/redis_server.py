@@ -9,6 +9,9 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
+
+from redis import Redis
 
 
 def server_programs() -> dict[str, str]:
@@ -53,6 +56,16 @@ class RedisServer:
                 return s.recv(64).startswith(b"+PONG")
             except OSError:
                 return False
+
+    def keys(self) -> list[bytes]:
+        return self._ask("KEYS", "*")
+
+    def empty(self) -> None:
+        self._ask("FLUSHALL")
+
+    def _ask(self, *words: str) -> Any:
+        with Redis(unix_socket_path=str(self.socket)) as redis:
+            return redis.execute_command(*words)
 
     def send(self, sig: signal.Signals) -> None:
         assert self._process is not None

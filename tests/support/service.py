@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,12 @@ class Process:
         with log.open("ab") as file:
             self.popen = subprocess.Popen(
                 [str(SCRIPTS / name), *arguments],
-                env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environment},
+                env={
+                    "PATH": os.environ["PATH"],
+                    "HOME": "/nonexistent",
+                    "TMPDIR": tempfile.gettempdir(),
+                    **environment,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

@@ -14,29 +14,31 @@ pytest.register_assert_rewrite("contracts.vmms", "contracts.machines")
 from contracts.machines import Backend  # noqa: E402
 from support.engine import Engine, PrivateEngine  # noqa: E402
 from support.fixtures_docker import IMAGE  # noqa: E402
+from support.ward import Ward  # noqa: E402
 from tango_async.config import Docker, Settings  # noqa: E402
-from tango_async.vmms.docker import INSTALL, LocalDocker  # noqa: E402
+from tango_async.vmms.docker import LocalDocker  # noqa: E402
 
 
 @pytest.fixture
-async def docker_backend(docker_engine: Engine, tmp_path: Path) -> AsyncIterator[Backend]:
-    async with backend_on(docker_engine, tmp_path) as backend:
+async def docker_backend(ward: Ward, docker_engine: Engine, tmp_path: Path) -> AsyncIterator[Backend]:
+    async with backend_on(ward, docker_engine, tmp_path) as backend:
         yield backend
 
 
 @pytest.fixture
-async def private_backend(private_engine: PrivateEngine, tmp_path: Path) -> AsyncIterator[Backend]:
+async def private_backend(ward: Ward, private_engine: PrivateEngine, tmp_path: Path) -> AsyncIterator[Backend]:
     """The same on an engine that may be stopped and killed."""
     if not private_engine.answers():
         private_engine.start()
-    async with backend_on(private_engine, tmp_path) as backend:
+    async with backend_on(ward, private_engine, tmp_path) as backend:
         yield backend
 
 
 @asynccontextmanager
-async def backend_on(engine: Engine, data_dir: Path) -> AsyncIterator[Backend]:
-    """Fails a test that leaves a container."""
+async def backend_on(ward: Ward, engine: Engine, data_dir: Path) -> AsyncIterator[Backend]:
+    """The ward looks for what the test left on that engine under its install."""
     install = f"test-{uuid4().hex}"
+    ward.installs.append((engine, install))
 
     async def opened() -> LocalDocker:
         vmms = LocalDocker(Settings(docker=Docker(host=engine.host)), install)
@@ -48,7 +50,3 @@ async def backend_on(engine: Engine, data_dir: Path) -> AsyncIterator[Backend]:
         yield Backend(opened, vmms, IMAGE, data_dir)
     finally:
         await vmms.close()
-        left = engine.containers(f"{INSTALL}={install}")
-        for container in left:
-            engine.remove(container)
-    assert not left, "containers were left"
