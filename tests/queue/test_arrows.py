@@ -252,7 +252,7 @@ async def test_ids_rise_above_the_mark_when_redis_comes_back_empty(settings: Set
     first = Queue(settings, marks=mark)
     last = [await add(first) for _ in range(3)][-1]
     await first.close()
-    nothing_in_it = msgspec.structs.replace(settings.queue, prefix="e:" + uuid4().hex)
+    nothing_in_it = msgspec.structs.replace(settings.queue, prefix=f"e{uuid4().hex[:12]}:")
     emptied = msgspec.structs.replace(settings, queue=nothing_in_it)
     second = Queue(emptied, marks=mark)
     assert await add(second) > last
