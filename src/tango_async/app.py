@@ -78,7 +78,7 @@ async def run_http(settings: Settings, stop: asyncio.Event, tell: Teller) -> Non
             raise ConfigError(f"http.port (TANGO_PORT): {settings.http.host}:{settings.http.port}: {e.strerror}") from e
         host, port = runner.addresses[0][:2]
         here = f"http on http://{host}:{port}"
-        await _patiently(queue.open, stop, lambda why: tell.waiting(f"{here} answers 503: {why}"))
+        await _patiently(queue.open, stop, tell.waiting, meanwhile=f"{here} answers 503: ")
         if not stop.is_set():
             tell.ready(here)
         await stop.wait()
@@ -168,6 +168,7 @@ async def _patiently(
     stop: asyncio.Event,
     waiting: Callable[[str], None],
     passing: tuple[type[Exception], ...] = PASSING,
+    meanwhile: str = "",
 ) -> None:
     """Does the work, again and again until Redis and the engine let it, or until `stop`."""
     pause_s, longest_s = BACKOFF_S
@@ -177,10 +178,10 @@ async def _patiently(
             await work()
             return
         except passing as e:
-            waiting(str(e))
+            waiting(f"{meanwhile}{e}")
             if time.monotonic() - said_at >= SAY_S:
                 said_at = time.monotonic()
-                log.warning("waiting: %s", e)
+                log.warning("waiting: %s%s", meanwhile, e)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause_s)
         pause_s = min(pause_s * 2, longest_s)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stories.conftest import Rig
+from support.engine import PrivateEngine
 from support.notify import Listener, start
 from support.redis_server import RedisServer
 from support.service import Process, Service, addjob
@@ -98,6 +99,20 @@ async def test_a_dispatcher_waits_for_its_engine_and_follows_what_ran_meanwhile(
     await rig.ended("one", 16)
     assert rig.begun() == ["one"]
     assert process.popen.poll() is None
+
+
+async def test_a_dispatcher_waits_for_the_docker_engine(
+    service: Service, private_engine: PrivateEngine, listener: Listener, tmp_path: Path
+) -> None:
+    service.environment |= {"TANGO_VMMS": "localDocker", "DOCKER_HOST": private_engine.host}
+    private_engine.kill()
+    try:
+        process = start(service, tmp_path, "tango-dispatcher")
+        assert "Docker" in await hears_that_it_waits(listener, times=2)
+        assert process.popen.poll() is None
+    finally:
+        private_engine.start()
+    assert "STATUS=vmms localDocker, 3 slots" in await listener.hear("READY=1", 30.0)
 
 
 @pytest.mark.parametrize("name", ["tango-http", "tango-dispatcher"])
