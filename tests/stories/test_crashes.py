@@ -100,7 +100,7 @@ async def test_what_a_killed_dispatcher_left_is_removed_by_another_though_nobody
     }
     await service.run("tango-http")
     lost = await service.run("tango-dispatcher", TANGO_SLOTS="1")
-    await service.json("POST", "/prealloc/test/autograding_image/1/", data=b"{}")
+    await service.prealloc(1)
     await service.upload("lab", {"Makefile": ENDLESS})
     job_id = await service.add("lab", ["Makefile"], "runs.txt", timeout=60)
     await running(service, 1)

@@ -292,7 +292,7 @@ async def test_what_is_ordered_of_the_pools_outlives_every_part(rig: Rig) -> Non
         return found
 
     server, dispatcher = await rig.service.run("tango-http"), await rig.dispatcher()
-    await rig.service.json("POST", "/prealloc/test/autograding_image/2/", data=b"{}")
+    await rig.service.prealloc(2)
     await prepared(2)
     for process in (server, dispatcher):
         process.kill()
@@ -302,7 +302,7 @@ async def test_what_is_ordered_of_the_pools_outlives_every_part(rig: Rig) -> Non
     await rig.dispatcher()
     await prepared(2)
     await rig.until(lambda: len(rig.machines()) == 2)
-    await rig.service.json("POST", "/prealloc/test/autograding_image/0/", data=b"{}")
+    await rig.service.prealloc(0)
     await rig.until(lambda: not rig.machines())
 
 

@@ -145,6 +145,12 @@ class Service:
         assert answer["statusId"] == 0, answer
         return int(answer["jobId"])
 
+    async def prealloc(self, number: int, within_s: float = 20.0) -> None:
+        """Orders prepared machines; a dispatcher that is just ready may not have told its images yet."""
+        async with asyncio.timeout(within_s):
+            while (await self.json("POST", f"/prealloc/test/autograding_image/{number}/", data=b"{}"))["statusId"] != 0:
+                await asyncio.sleep(0.05)
+
     async def poll(self, lab: str, output: str, within_s: float = 40.0, *, slash: bool = False) -> str:
         """The feedback, as Autolab's client tells that it is there: its content type is not JSON."""
         async with asyncio.timeout(within_s):
