@@ -217,6 +217,15 @@ class TangoClient:
         answer = await self._call("POST", self._path("cancel", lab, output_file), {}, lambda: b"")
         return str(answer.get("statusMsg", ""))
 
+    async def cancel_job(self, job_id: int) -> str | None:
+        """Ends this job. Returns the server's words; None where jobs cannot be cancelled by id, as in Tango's forks."""
+        answer = await self._request("POST", self._path("cancel", str(job_id)), {}, lambda: b"")
+        if answer.fields is None and answer.status == 404:
+            return None
+        if message := self._refusal(answer):
+            raise ClientError(message)
+        return str((answer.fields or {}).get("statusMsg", ""))
+
     # -- with a key of the scope admin; Tango has none of it -------------------------------------
 
     async def callbacks(self, *, unsent: bool = False) -> list[dict[str, Any]]:
@@ -239,6 +248,26 @@ class TangoClient:
         body = json.dumps({"submitter": submitter}).encode()
         answer = await self._call("POST", self._path("erase"), {}, lambda: body)
         return str(answer.get("statusMsg", "")), _typed(answer.get("erased"), dict[str, int])
+
+    async def hosts(self) -> list[dict[str, Any]]:
+        """The dispatchers, also those that are down."""
+        answer = await self._call("GET", self._path("hosts"))
+        return _typed(answer.get("hosts"), list[dict[str, Any]])
+
+    async def pause(self, host: str) -> str:
+        """Has dispatchers, by install or host name, claim nothing more. Returns the server's words."""
+        return await self._order(host, "pause")
+
+    async def resume(self, host: str) -> str:
+        return await self._order(host, "resume")
+
+    async def set_slots(self, host: str, slots: str) -> str:
+        """`slots` is a number, or `default` for what the host's settings say."""
+        return await self._order(host, "slots", slots)
+
+    async def _order(self, host: str, *what: str) -> str:
+        answer = await self._call("POST", self._path("hosts", host, *what), {}, lambda: b"")
+        return str(answer.get("statusMsg", ""))
 
     def lab_and_output(self, job: Job) -> tuple[str, str]:
         """The courselab and output name in a listed job's path, `courselabs/<key>-<lab>/output/<name>`."""

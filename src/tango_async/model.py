@@ -261,6 +261,14 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
     free: tuple[int, ...] = ()
 
 
+class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator wants of a dispatcher. Stays in force over its restarts."""
+
+    paused: bool = False
+    slots: int | None = None
+    """None: as many as its settings say."""
+
+
 class DispatcherRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a dispatcher publishes of itself at every beat; kept after it dies."""
 
@@ -275,7 +283,10 @@ class DispatcherRecord(msgspec.Struct, frozen=True, kw_only=True):
     images: tuple[str, ...]
     loads_images: bool = False
     slots: int
+    """As they are now, by its settings or by an operator's order."""
     busy: int
+    paused: bool = False
+    """By an operator's order: it claims nothing and finishes what it has."""
     started_ms: int = 0
     age_s: float = 0.0
     """Since its last beat, by the queue server's clock; set by whoever reads it."""

@@ -54,3 +54,33 @@ async def test_a_submitter_is_erased_when_it_is_confirmed(api: Api) -> None:
     code, said, _ = await run(api, "erase", "--submitter", "student@example.edu", "--yes")
     assert (code, said) == (0, "Erased 1 jobs and 0 files\n")
     assert await api.queue.live(10) == await api.queue.dead(10) == []
+
+
+async def test_hosts_are_listed_and_told_what_to_do(api: Api) -> None:
+    await api.publish("autograding_image", host="east\x1b[2J", problem="none")
+    code, listed, _ = await run(api, "hosts")
+    assert code == 0 and "\x1b" not in listed
+    assert listed.splitlines()[1].split() == ["host", "east^[[2J", "localDocker", "2", "1", "0", "ready", "none"]
+    assert json.loads((await run(api, "hosts", "--json"))[1])[0]["install"] == "host"
+    assert (await run(api, "host", "pause", "host"))[:2] == (0, "Paused: east^[[2J (host)\n")
+    assert (await run(api, "host", "slots", 7, "host"))[:2] == (0, "7 slots: east^[[2J (host)\n")
+    orders = await api.queue.orders("host")
+    assert (orders.paused, orders.slots) == (True, 7)
+    await run(api, "host", "resume", "host")
+    await run(api, "host", "slots", "default", "host")
+    assert not (await api.queue.orders("host")).paused
+    assert (await run(api, "host", "pause", "west"))[0::2] == (2, "tango: Host not found\n")
+    code, _, errors = await run(api, "host", "slots", 0, "host")
+    assert code == 2 and "expected 1 to 1000" in errors
+    assert (await run(api, "hosts", key="wrong"))[0::2] == (2, "tango: Key not recognized\n")
+
+
+async def test_a_job_is_cancelled_by_its_id_though_a_later_one_has_its_output(api: Api) -> None:
+    first, second = [(await api.add(timeout=timeout)).json["jobId"] for timeout in (10, 11)]
+    assert (await run(api, "cancel", first))[:2] == (0, "Job cancelled\n")
+    assert [job.id for job in await api.queue.live(10)] == [second]
+    assert (await run(api, "cancel", first))[0::2] == (2, "tango: Job already completed\n")
+    assert (await run(api, "cancel", 999))[0::2] == (2, "tango: Job not found\n")
+    claim = await api.queue.claim("host#1", "r", ["autograding_image"])
+    assert claim is not None
+    assert (await run(api, "cancel", second))[:2] == (0, "Job cancellation requested\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 from dispatcher.conftest import Bench
 from tango_async.errors import VmmsError
@@ -167,3 +168,28 @@ async def test_slots_bound_what_runs_at_a_time(bench: Bench) -> None:
         most = max(most, len([m for m in bench.engine.machines.values() if m.task and not m.task.done()]))
         await asyncio.sleep(0.01)
     assert most == 2
+
+
+async def test_a_cancel_at_the_instant_of_completion_has_one_outcome(bench: Bench) -> None:
+    """What the one who cancelled was told is what became of the job."""
+    await bench.start()
+    means = {
+        Cancelled.CANCELLED: Verdict.CANCELLED,
+        Cancelled.REQUESTED: Verdict.CANCELLED,
+        Cancelled.COMPLETED: Verdict.SUCCESS,
+    }
+    told: Counter[Cancelled] = Counter()
+    for n in range(60):
+        job_id = await bench.add("say one\nsleep 0.05\nexit 0")
+        if n % 6:
+            await bench.until(job_id, JobState.RUNNING)
+        await asyncio.sleep(n % 6 * 0.012 - 0.01 * (n % 2))
+        answer, again = await asyncio.gather(bench.queue.cancel(job_id), bench.queue.cancel(job_id))
+        job = await bench.until(job_id)
+        assert job.verdict is means[answer], (n, answer, job)
+        assert again in (answer, Cancelled.COMPLETED)
+        ends = [line for line in job.trace if line.text.startswith(("Success", "Error"))]
+        assert len(ends) == 1, job.trace
+        assert await bench.queue.cancel(job_id) is Cancelled.COMPLETED
+        told[answer] += 1
+    assert told[Cancelled.REQUESTED] and told[Cancelled.COMPLETED], told

@@ -10,17 +10,26 @@ import pytest
 from tango_async.dispatcher.slots import Slots
 
 
+async def acquire(slots: Slots, n: int = 1) -> None:
+    turn = slots.ask(n)
+    try:
+        await turn
+    except asyncio.CancelledError:
+        slots.leave(n, turn)
+        raise
+
+
 async def waiting(slots: Slots, n: int = 1) -> asyncio.Task[None]:
     """A task that waits for `n` slots already, unless it has them."""
-    task = asyncio.create_task(slots.acquire(n))
+    task = asyncio.create_task(acquire(slots, n))
     await asyncio.sleep(0)
     return task
 
 
 async def test_no_more_are_given_than_there_are() -> None:
     slots = Slots(2)
-    await slots.acquire()
-    await slots.acquire()
+    await acquire(slots)
+    await acquire(slots)
     third = await waiting(slots)
     assert not third.done()
     assert slots.free == 0
@@ -31,7 +40,7 @@ async def test_no_more_are_given_than_there_are() -> None:
 
 async def test_a_large_job_is_not_overtaken_for_ever() -> None:
     slots = Slots(3)
-    await slots.acquire()
+    await acquire(slots)
     large, small = await waiting(slots, 3), await waiting(slots)
     assert not large.done()
     assert not small.done()
@@ -44,7 +53,7 @@ async def test_a_large_job_is_not_overtaken_for_ever() -> None:
 
 async def test_a_job_larger_than_the_host_runs_alone() -> None:
     slots = Slots(2)
-    await slots.acquire()
+    await acquire(slots)
     large = await waiting(slots, 5)
     assert not large.done()
     slots.release()
@@ -58,7 +67,7 @@ async def test_a_job_larger_than_the_host_runs_alone() -> None:
 
 async def test_more_slots_are_given_at_once_and_fewer_take_nothing_away() -> None:
     slots = Slots(1)
-    await slots.acquire()
+    await acquire(slots)
     second = await waiting(slots)
     slots.resize(3)
     await second
@@ -73,18 +82,36 @@ async def test_more_slots_are_given_at_once_and_fewer_take_nothing_away() -> Non
     await third
 
 
-async def test_nobody_gets_in_while_it_is_paused() -> None:
+async def test_while_it_is_paused_nothing_is_free_but_who_asked_before_gets_its_turn() -> None:
     slots = Slots(2)
+    await acquire(slots)
+    claimed = await waiting(slots, 2)
     slots.pause()
     slots.pause()
-    first = await waiting(slots)
-    assert (first.done(), slots.free) == (False, 0)
+    slots.release()
+    await claimed
+    slots.release(2)
+    assert slots.free == 0
     slots.resize(4)
+    room = asyncio.create_task(slots.room())
     await asyncio.sleep(0)
-    assert not first.done()
+    assert (room.done(), slots.free) == (False, 0)
     slots.resume()
-    await first
-    assert slots.free == 3
+    await room
+    assert slots.free == 4
+
+
+async def test_there_is_room_as_long_as_something_is_free_and_nobody_waits() -> None:
+    slots = Slots(2)
+    await slots.room()
+    slots.take(2)
+    room = asyncio.create_task(slots.room())
+    large = await waiting(slots, 2)
+    slots.release()
+    await asyncio.sleep(0)
+    assert not room.done()
+    large.cancel()
+    await room
 
 
 async def test_what_runs_already_is_counted_and_never_refused() -> None:
@@ -92,12 +119,12 @@ async def test_what_runs_already_is_counted_and_never_refused() -> None:
     slots.take(3)
     assert (slots.busy, slots.free) == (3, 0)
     slots.release(3)
-    await slots.acquire()
+    await acquire(slots)
 
 
 async def test_a_wait_that_is_given_up_leaves_nothing_behind() -> None:
     slots = Slots(2)
-    await slots.acquire()
+    await acquire(slots)
     large, small = await waiting(slots, 2), await waiting(slots)
     large.cancel()
     await small
@@ -111,7 +138,7 @@ async def test_a_wait_that_is_given_up_leaves_nothing_behind() -> None:
 
 async def test_slots_that_come_together_with_a_cancel_go_back() -> None:
     slots = Slots(1)
-    await slots.acquire()
+    await acquire(slots)
     unlucky = await waiting(slots)
     slots.release()
     unlucky.cancel()
@@ -128,7 +155,7 @@ async def test_a_size_below_one_is_refused(size: int) -> None:
 
 async def test_more_cannot_be_given_back_than_was_taken() -> None:
     slots = Slots(2)
-    await slots.acquire()
+    await acquire(slots)
     with pytest.raises(ValueError, match="released"):
         slots.release(2)
 
@@ -141,7 +168,7 @@ async def test_in_any_order_of_events_everyone_gets_in_and_everything_comes_back
     async def job() -> None:
         nonlocal got_in
         n = dice.randint(1, 5)
-        await slots.acquire(n)
+        await acquire(slots, n)
         assert slots.busy == n or slots.busy <= most
         try:
             got_in += 1

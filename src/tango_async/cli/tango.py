@@ -16,7 +16,7 @@ import msgspec
 from .. import __version__, config
 from ..client import Job, TangoClient
 from ..errors import ClientError, TangoError
-from . import admin, settings_table, terminal
+from . import admin, hosts, settings_table, terminal
 from . import run as runs
 from .command import as_json_option, client_command
 
@@ -45,6 +45,8 @@ def tango() -> None:
 
 tango.add_command(admin.callbacks)
 tango.add_command(admin.erase)
+tango.add_command(hosts.hosts)
+tango.add_command(hosts.host)
 
 
 def main() -> None:
@@ -172,10 +174,13 @@ async def job(client: TangoClient, job_id: int, as_json: bool) -> None:
 @client_command
 async def cancel(client: TangoClient, job_id: int) -> None:
     """End a job that waits or runs."""
-    found, dead = await _find(client, job_id)
-    if dead:
-        raise ClientError(f"job {job_id} has ended already")
-    click.echo(terminal.harmless(await client.cancel(*client.lab_and_output(found))))
+    said = await client.cancel_job(job_id)
+    if said is None:
+        found, dead = await _find(client, job_id)
+        if dead:
+            raise ClientError(f"job {job_id} has ended already")
+        said = await client.cancel(*client.lab_and_output(found))
+    click.echo(terminal.harmless(said))
 
 
 @tango.command()

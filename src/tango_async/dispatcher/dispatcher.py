@@ -85,6 +85,7 @@ class Dispatcher:
         try:
             await self._vmms.open()
             await self._images.look()
+            await self._obey()
             await self._adopt_or_remove()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._extend_until(done))
@@ -93,7 +94,7 @@ class Dispatcher:
                 group.create_task(Callbacks(self._settings, self._queue, self._store).run(done))
                 group.create_task(upkeep.run(self._settings, self._queue, self._store, self._instance, done))
                 group.create_task(self._strays.run(done))
-                ready(f"vmms {self._vmms.name}, {self._settings.dispatcher.slots} slots")
+                ready(f"vmms {self._vmms.name}, {self._slots.size} slots{', paused' if self._slots.paused else ''}")
                 await self._claim_until(stop)
                 await self._finish()
                 done.set()
@@ -139,8 +140,7 @@ class Dispatcher:
     async def _room(self) -> None:
         while not self._ready:
             await self._images.well.wait()
-            await self._slots.acquire()
-            self._slots.release()
+            await self._slots.room()
 
     async def _claim(self, request: str, most: int) -> int:
         """Answers the slots that what was claimed wants."""
@@ -216,6 +216,8 @@ class Dispatcher:
     async def _beat_until(self, done: asyncio.Event) -> None:
         while not done.is_set():
             self._rung.clear()
+            with suppress(QueueUnavailable):  # which the beat below tells
+                await self._obey()
             await self._images.look()
             try:
                 await self._queue.beat(self._record())
@@ -229,6 +231,15 @@ class Dispatcher:
     @property
     def _period_s(self) -> float:
         return self._settings.dispatcher.lease_s / 3
+
+    async def _obey(self) -> None:
+        """Does what an operator wants of this dispatcher. Raises QueueUnavailable."""
+        orders = await self._queue.orders(self._install)
+        size = orders.slots or self._settings.dispatcher.slots
+        if (orders.paused, size) != (self._slots.paused, self._slots.size):
+            log.info("by an operator's order: %d slots%s", size, ", paused" if orders.paused else "")
+        self._slots.resize(size)
+        (self._slots.pause if orders.paused else self._slots.resume)()
 
     async def _take_orders(self) -> None:
         sizes: dict[MachineSpec, int] = {}
@@ -259,8 +270,9 @@ class Dispatcher:
             version=__version__,
             images=tuple(self._images.names),
             loads_images=self._vmms.capabilities.load_images,
-            slots=self._settings.dispatcher.slots,
+            slots=self._slots.size,
             busy=len(self._attempts),
+            paused=self._slots.paused,
             started_ms=self._started_ms,
             pools=self._pool.state(),
             healthy=self._images.healthy,

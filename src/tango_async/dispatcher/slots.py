@@ -19,6 +19,8 @@ class Slots:
         self._busy = 0
         self._paused = False
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._room = asyncio.Event()
+        self._admit()
 
     @property
     def size(self) -> int:
@@ -52,18 +54,14 @@ class Slots:
         else:
             self.release(n)
 
-    async def acquire(self, n: int = 1) -> None:
-        """Takes `n` slots when they are free and nobody waits before."""
-        turn = self.ask(n)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            self.leave(n, turn)
-            raise
+    async def room(self) -> None:
+        """Returns when `free` is not 0."""
+        await self._room.wait()
 
     def take(self, n: int = 1) -> None:
         """Takes `n` slots at once, whether they are free or not: for a job that runs already."""
         self._busy += n
+        self._admit()
 
     def release(self, n: int = 1) -> None:
         """Gives back `n` slots."""
@@ -80,22 +78,27 @@ class Slots:
         self._admit()
 
     def pause(self) -> None:
-        """Lets nobody in until `resume`."""
+        """Nothing is `free` until `resume`. Who has asked before still gets its turn: its job is claimed."""
         self._paused = True
+        self._admit()
 
     def resume(self) -> None:
         self._paused = False
         self._admit()
 
     def _fits(self, n: int) -> bool:
-        return not self._paused and (self._busy == 0 or self._busy + n <= self._size)
+        return self._busy == 0 or self._busy + n <= self._size
 
     def _admit(self) -> None:
         while self._waiting:
             n, turn = self._waiting[0]
             if not turn.cancelled():
                 if not self._fits(n):
-                    return
+                    break
                 self._busy += n
                 turn.set_result(None)
             self._waiting.popleft()
+        if self.free:
+            self._room.set()
+        else:
+            self._room.clear()

@@ -24,23 +24,29 @@ class Fleet:
         """Every dispatcher that ever published itself."""
         records = await self._queue.dispatchers()
         self._images = frozenset(image for record in records for image in record.images)
-        self._offered = frozenset(image for record in records if lives(record) for image in record.images)
-        self._slots = sum(record.slots for record in records if lives(record))
+        working = [record for record in records if works(record)]
+        self._offered = frozenset(image for record in working for image in record.images)
+        self._slots = sum(record.slots for record in working)
         self._read_at = time.monotonic()
         return records
+
+    async def find(self, name: str) -> list[DispatcherRecord]:
+        """The dispatcher of that install, or all on the host of that name, also dead ones."""
+        found = [record for record in await self.all() if name in (record.install, record.host)]
+        return sorted(found, key=lambda record: (record.host, record.install))
 
     async def live(self) -> list[DispatcherRecord]:
         """Those that have published themselves lately."""
         return [record for record in await self.all() if lives(record)]
 
     async def offers(self) -> tuple[int, frozenset[str]]:
-        """The slots of all living dispatchers, and the requirement classes that they offer; as of a second ago."""
+        """The slots of all dispatchers that work, and the requirement classes that they offer; as of a second ago."""
         if time.monotonic() - self._read_at >= FRESH_S:
             await self.all()
         return self._slots, self._offered
 
     def offered(self, image: str) -> bool:
-        """Whether a living dispatcher had the image when `may_run` was asked."""
+        """Whether a living dispatcher that is not paused had the image when `may_run` was asked."""
         return image in self._offered
 
     async def may_run(self, image: str) -> bool:
@@ -62,3 +68,8 @@ class Fleet:
 
 def lives(record: DispatcherRecord) -> bool:
     return record.age_s < LIVE_S
+
+
+def works(record: DispatcherRecord) -> bool:
+    """Whether it lives and claims jobs."""
+    return lives(record) and not record.paused

@@ -201,6 +201,7 @@ def _dispatchers(records: Sequence[DispatcherRecord]) -> Iterator[Metric]:
     yield _each(
         "tango_dispatcher_healthy", "Whether its engine is; else it claims nothing.", lambda r: r.healthy, living
     )
+    yield _each("tango_dispatcher_paused", "By order: it claims nothing.", lambda r: r.paused, living)
     yield _each("tango_dispatcher_slots", "Jobs it runs at most.", lambda r: r.slots, living)
     yield _each("tango_dispatcher_busy", "Jobs it runs.", lambda r: r.busy, living)
     yield _each("tango_dispatcher_attempts", "Attempts that ended.", lambda r: r.ended, living, CounterMetricFamily)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from . import admin, courselabs, health, jobs, machines, metrics
+from . import admin, courselabs, health, hosts, jobs, machines, metrics
 from .middleware import Handler, for_admins
 
 
@@ -16,7 +16,7 @@ def _part(name: str) -> str:
     return f"{{{name}:[^/]+}}"
 
 
-_KEY, _LAB, _FILE, _ID, _NUMBER = map(_part, ("key", "courselab", "output_file", "id", "number"))
+_KEY, _LAB, _FILE, _ID, _NUMBER, _HOST = map(_part, ("key", "courselab", "output_file", "id", "number", "host"))
 _IMAGE = "{image:.+}"
 _IMAGE_OR_ALL = "{image:(?:/.*)?}"
 _SLASH = "{slash:/?}"
@@ -40,6 +40,10 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", f"/callbacks/{_KEY}/{_ID}{_SLASH}", for_admins(admin.show_callback)),
     ("POST", f"/callbacks/{_KEY}/{_ID}{_SLASH}", for_admins(admin.resend)),
     ("POST", f"/erase/{_KEY}{_SLASH}", for_admins(admin.erase)),
+    ("GET", f"/hosts/{_KEY}{_SLASH}", for_admins(hosts.list_hosts)),
+    ("POST", f"/hosts/{_KEY}/{_HOST}/pause{_SLASH}", for_admins(hosts.pause)),
+    ("POST", f"/hosts/{_KEY}/{_HOST}/resume{_SLASH}", for_admins(hosts.resume)),
+    ("POST", f"/hosts/{_KEY}/{_HOST}/slots/{_NUMBER}{_SLASH}", for_admins(hosts.set_slots)),
     ("GET HEAD", "/healthz", health.healthz),
     ("GET HEAD", "/readyz", health.readyz),
     ("GET", "/metrics", metrics.metrics),

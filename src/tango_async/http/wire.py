@@ -221,6 +221,27 @@ class ErasedAnswer(Answer, frozen=True, kw_only=True):
     erased: Erased
 
 
+class HostEntry(Struct, frozen=True, kw_only=True):
+    """A dispatcher. `state` is ready, paused, ill (its engine) or down; `age` the seconds since its last beat."""
+
+    install: str
+    host: str
+    state: str
+    vmms: str
+    version: str
+    slots: int
+    busy: int
+    paused: bool
+    healthy: bool
+    problem: str
+    images: tuple[str, ...]
+    age: float
+
+
+class Hosts(Answer, frozen=True, kw_only=True):
+    hosts: list[HostEntry]
+
+
 class EraseRequest(Struct, frozen=True):
     """erase's body."""
 

@@ -20,6 +20,7 @@ from ..model import Claim, DispatcherRecord, Forecast, JobRecord, JobSpec, Verdi
 from . import figures, keys, records
 from .connection import ID_RESERVE, Marks, Server, tell_loss
 from .history import History
+from .orders import Orders
 from .outbox import LONGEST_BACKOFF_S, Outbox
 
 FORETOLD_AT_ONCE = 100
@@ -52,7 +53,7 @@ class Added:
     """False if an identical addJob has given the id before."""
 
 
-class Queue(Outbox, History):
+class Queue(Outbox, History, Orders):
     """The queue. `timeout_s` bounds every call, repeats included; then QueueUnavailable is raised."""
 
     def __init__(self, settings: Settings, *, timeout_s: float = 5.0, marks: Marks | None = None) -> None:
