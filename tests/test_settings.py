@@ -1,5 +1,6 @@
 """The settings in print, and what `tango config show` prints."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -78,4 +79,41 @@ def test_a_wrong_limit_of_a_course_is_refused_by_name(tmp_path: Path, text: str)
     file = tmp_path / "tango.toml"
     file.write_text(text)
     with pytest.raises(config.ConfigError, match=r"retention"):
+        config.load(file, environ={})
+
+
+def test_images_have_limits_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "tango.toml"
+    file.write_text(
+        "[limits]\nmax_cores = 2\n"
+        '[[limits.image]]\nname = "big/*"\nmax_cores = 8\nmemory_bytes = 2000000000\n'
+        '[[limits.image]]\nname = "small"\nmax_memory_bytes = 1000000\n'
+    )
+    limits = config.load(file, environ={}).limits
+    assert [limits.of(name).max_cores for name in ("big/one", "small", "other")] == [8, 2, 2]
+    assert [limits.of(name).memory_bytes for name in ("big/one", "small", "other")] == [
+        2_000_000_000,
+        1_000_000,
+        1024**3,
+    ]
+    file.write_text(settings_table.as_toml(config.show(config.load(file, environ={}))))
+    assert config.load(file, environ={}).limits == limits
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[limits]\nmax_cores = 0.5", "limits.max_cores: less than limits.cores"),
+        ("[limits]\nmemory_bytes = 5000000000", "limits.max_memory_bytes: less than"),
+        ('[[limits.image]]\nname = "x"\ncores = 5', "limits.image: x: cores is more than max_cores, which is 4.0"),
+        ('[[limits.image]]\nname = "x"\nmax_disk_bytes = 0', "limits"),
+        ("[[limits.image]]\nmax_cores = 1", "limits"),
+        ('[[limits.image]]\nname = "x"\nslots = 1', "limits"),
+        ("[limits]\ncores = inf", "limits.cores"),
+    ],
+)
+def test_a_wrong_limit_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "tango.toml"
+    file.write_text(text)
+    with pytest.raises(config.ConfigError, match=re.escape(said)):
         config.load(file, environ={})

@@ -90,6 +90,9 @@ class JobRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     disable_network: bool = False
     priority: int | None = None
     limiting_key: str | None = None
+    vm: dict[str, float] = msgspec.field(default_factory=dict)
+    """`cores`, and `memory` in MiB; Tango takes neither."""
+    quiet: bool = False
 
     def body(self) -> dict[str, Any]:
         fields: dict[str, Any] = msgspec.to_builtins(self)

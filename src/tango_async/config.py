@@ -10,6 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ Bytes = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Days = Annotated[float, Meta(ge=0)]
+Cores = Annotated[float, Meta(gt=0, le=4096)]
 Room = Annotated[int, Meta(ge=0)]
 LEAST_PRIORITY, MOST_PRIORITY = -100, 100
 Priority = Annotated[int, Meta(ge=LEAST_PRIORITY, le=MOST_PRIORITY)]
@@ -175,8 +177,32 @@ class Dispatcher(Group, frozen=True):
     """Where machines of this host are recorded; unset: `dispatcher` in the data directory."""
 
 
+class ImageLimits(Group, frozen=True):
+    """A table of `[[limits.image]]`: other limits for some images; what it leaves out is as for all."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    timeout_s: Count | None = None
+    max_timeout_s: Count | None = None
+    output_bytes: Bytes | None = None
+    max_output_bytes: Bytes | None = None
+    file_bytes: Bytes | None = None
+    max_file_bytes: Bytes | None = None
+    processes: Count | None = None
+    max_processes: Count | None = None
+    memory_bytes: Bytes | None = None
+    max_memory_bytes: Bytes | None = None
+    cores: Cores | None = None
+    max_cores: Cores | None = None
+    disk_bytes: Bytes | None = None
+    max_disk_bytes: Bytes | None = None
+
+
+SIZES = ("timeout_s", "output_bytes", "file_bytes", "processes", "memory_bytes", "cores", "disk_bytes")
+"""Settings of a job's limits that addJob can change, up to those with `max_` before them."""
+
+
 class Limits(Group, frozen=True):
-    """What one job may use; a job may ask for less."""
+    """What one job may use; a job may ask for less, and for more up to the most."""
 
     timeout_s: Count = 60
     """A job's time when addJob says 0, null or nothing."""
@@ -190,16 +216,40 @@ class Limits(Group, frozen=True):
     """Output that ends the job. Less than what an engine's log keeps."""
     file_bytes: Bytes = 256 * 1024**2
     """The largest file a job may write."""
+    max_file_bytes: Bytes = 1024**3
+    """The largest that addJob may ask for, as `limits.file_mb`; more is cut to it, as with the others below."""
     processes: Count = 128
     """Processes and threads of one job."""
+    max_processes: Count = 1024
+    """The most that addJob may ask for, as `limits.processes`."""
     memory_bytes: Bytes = 1024**3
     """Memory of one job."""
-    cores: Seconds = 1.0
-    """Processor cores of one job."""
+    max_memory_bytes: Bytes = 4 * 1024**3
+    """The most that addJob may ask for, as `vm.memory`. A host needs so much for each of its slots if all jobs do."""
+    cores: Cores = 1.0
+    """Processor cores of one job. A job takes a slot of its dispatcher for each core, and for a part of one."""
+    max_cores: Cores = 4.0
+    """The most that addJob may ask for, as `vm.cores`. A job of more cores than any host has slots runs alone."""
     disk_bytes: Bytes = 512 * 1024**2
     """Size of a job's writable home."""
+    max_disk_bytes: Bytes = 2 * 1024**3
+    """The largest that addJob may ask for, as `limits.disk_mb`. What a job writes there is part of its memory."""
+    image: tuple[ImageLimits, ...] = ()
+    """Tables `[[limits.image]]` with a `name` (`*` and `?` stand for anything) and some of the settings above, except
+    `output_stop_bytes`: the first one whose name fits an image holds for it. A default of all that is above the most
+    of such a table is lowered to it."""
     live_output_bytes: Bytes = 256 * 1024
     """How much of a running job's output can be seen before it ends."""
+
+    def of(self, image: str) -> Limits:
+        """The limits of an image, by the first table that fits; `image` in it is empty."""
+        own = next((table for table in self.image if fnmatchcase(image, table.name)), None)
+        if own is None:
+            return self
+        said = {name: value for name in own.__struct_fields__[1:] if (value := getattr(own, name)) is not None}
+        changed: Limits = msgspec.structs.replace(self, image=(), **said)
+        lowered = {name: min(getattr(changed, name), getattr(changed, f"max_{name}")) for name in SIZES}
+        return msgspec.structs.replace(changed, **lowered)
 
 
 class Sandbox(Group, frozen=True):
@@ -353,10 +403,13 @@ def _check(s: Settings) -> Settings:
             f"{s.http.keys.index(aliases[0][1]) + 1} alias: one is the other plus '-…', "
             "so that two courselabs could share a directory"
         )
-    if s.limits.max_timeout_s < s.limits.timeout_s:
-        raise ConfigError("limits.max_timeout_s: less than limits.timeout_s")
-    if s.limits.max_output_bytes < s.limits.output_bytes:
-        raise ConfigError("limits.max_output_bytes: less than limits.output_bytes")
+    for name in SIZES:
+        if getattr(s.limits, f"max_{name}") < getattr(s.limits, name):
+            raise ConfigError(f"limits.max_{name}: less than limits.{name}")
+        for table in s.limits.image:
+            own, most = getattr(table, name), getattr(table, f"max_{name}") or getattr(s.limits, f"max_{name}")
+            if own is not None and own > most:
+                raise ConfigError(f"limits.image: {table.name}: {name} is more than max_{name}, which is {most}")
     if s.dispatcher.adopt_grace_s < s.dispatcher.lease_s:
         raise ConfigError("dispatcher.adopt_grace_s: less than dispatcher.lease_s")
     return s

@@ -64,6 +64,13 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     processes: int
     disk_bytes: int
+    cpuset: str = ""
+    """The processors that it may use, as Linux lists them (`0,2-3`); empty: any."""
+
+
+def class_name(image: str, *, quiet: bool = False) -> str:
+    """No image's name holds a bar."""
+    return f"{image}|quiet" if quiet else image
 
 
 class PinnedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,8 +102,15 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     """Among the jobs of its course, -100 to 100; more is earlier."""
     callback_url: str | None = None
+    quiet: bool = False
+    """It runs on processor cores that nothing else uses meanwhile."""
     notes: tuple[str, ...] = ()
     """What the trace says of how the request was read, such as a timeout cut to the most allowed."""
+
+    @property
+    def class_name(self) -> str:
+        """The requirement class: what a dispatcher must offer to run the job."""
+        return class_name(self.image, quiet=self.quiet)
 
     @property
     def slots(self) -> int:
@@ -133,6 +147,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     retries: int = 0
     seq: int = 0
     machine: str = ""
+    vmms: str = ""
+    """Of the dispatcher that started it last."""
     started_ms: int = 0
     ended_ms: int = 0
     verdict: Verdict | None = None
@@ -285,6 +301,8 @@ class DispatcherRecord(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     """As they are now, by its settings or by an operator's order."""
     busy: int
+    quiet_cores: int = 0
+    """Cores that it keeps for quiet jobs."""
     paused: bool = False
     """By an operator's order: it claims nothing and finishes what it has."""
     started_ms: int = 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support.api import Api, job
-from tango_async.config import Settings
+from tango_async.config import ImageLimits, Settings
 
 MIB = 1024**2
 
@@ -93,6 +93,158 @@ async def test_what_was_cut_stands_in_the_trace(lab: Api) -> None:
     trace = " ".join(entry["trace"])
     assert "cut to 3600 s" in trace and "cut to 16777216 bytes" in trace
     assert "Added job" in entry["trace"][-1]
+
+
+GIB = 1024**3
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "size"),
+    [
+        ({"vm": {"cores": 2, "memory": 1024}}, "cores", 2.0),
+        ({"vm": {"cores": 2, "memory": 2048}}, "memory_bytes", 2 * GIB),
+        ({"vm": {"cores": "2", "memory": " 512 "}}, "memory_bytes", 512 * MIB),
+        ({"vm": {"cores": "0.5"}}, "cores", 0.5),
+        ({"vm": {"cores": 0, "memory": "0"}}, "cores", 1.0),
+        ({"vm": {"cores": None, "memory": ""}}, "memory_bytes", GIB),
+        ({"vm": None, "limits": None}, "processes", 128),
+        ({"vm": {}, "limits": {}}, "disk_bytes", 512 * MIB),
+        ({"vm": {"disk": 7, "name": "x", "quiet": None}}, "disk_bytes", 512 * MIB),
+        ({"limits": {"processes": "300", "file_mb": 0.5 + 0.5, "disk_mb": 64}}, "processes", 300),
+        ({"limits": {"file_mb": 1.5}}, "file_bytes", 3 * MIB // 2),
+        ({"limits": {"disk_mb": 64}}, "disk_bytes", 64 * MIB),
+    ],
+)
+async def test_a_job_has_the_sizes_that_it_asks_for(lab: Api, asked: dict[str, Any], name: str, size: float) -> None:
+    spec = await spec_of(lab, await lab.add(**asked))
+    assert getattr(spec.limits, name) == size
+    assert not [note for note in spec.notes if "was cut" in note]
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "size", "said"),
+    [
+        ({"vm": {"cores": 4.5}}, "cores", 4.0, "The number of cores asked for was cut to 4,"),
+        ({"vm": {"memory": "100000"}}, "memory_bytes", 4 * GIB, "The memory asked for was cut to 4096 MB,"),
+        ({"limits": {"processes": 9999}}, "processes", 1024, "The number of processes asked for was cut to 1024,"),
+        ({"limits": {"file_mb": 9999}}, "file_bytes", GIB, "The file size asked for was cut to 1024 MB,"),
+        ({"limits": {"disk_mb": 9999}}, "disk_bytes", 2 * GIB, "The disk size asked for was cut to 2048 MB,"),
+    ],
+)
+async def test_a_size_above_the_most_is_cut_and_the_trace_says_so(
+    lab: Api, asked: dict[str, Any], name: str, size: float, said: str
+) -> None:
+    spec = await spec_of(lab, await lab.add(**asked))
+    assert getattr(spec.limits, name) == size
+    (entry,) = (await lab.get("/jobs/test/0/")).json["jobs"]
+    assert any(said in line for line in entry["trace"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"vm": {"cores": -1}}, "vm.cores"),
+        ({"vm": {"cores": "-1"}}, "vm.cores"),
+        ({"vm": {"cores": "nan"}}, "vm.cores"),
+        ({"vm": {"cores": "inf"}}, "vm.cores"),
+        ({"vm": {"cores": "two"}}, "vm.cores"),
+        ({"vm": {"cores": "1_0"}}, "vm.cores"),
+        ({"vm": {"cores": "0x10"}}, "vm.cores"),
+        ({"vm": {"cores": "²"}}, "vm.cores"),
+        ({"vm": {"cores": 1e300}}, "vm.cores"),
+        ({"vm": {"cores": 10**40}}, "vm.cores"),
+        ({"vm": {"cores": 0.0001}}, "vm.cores"),
+        ({"vm": {"cores": "9" * 400}}, "vm.cores"),
+        ({"vm": {"memory": 1}}, "vm.memory"),
+        ({"vm": {"memory": 2**40}}, "vm.memory"),
+        ({"limits": {"processes": 1}}, "limits.processes"),
+        ({"limits": {"file_mb": "-5"}}, "limits.file_mb"),
+        ({"limits": {"disk_mb": 0.5}}, "limits.disk_mb"),
+    ],
+)
+async def test_a_size_that_makes_no_sense_is_refused_by_name(lab: Api, asked: dict[str, Any], field: str) -> None:
+    (reason,) = reasons(await lab.add(**asked))
+    assert reason.startswith(f"Bad {field}: expected a number from ")
+    assert pins(lab.settings.store.labs) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "where"),
+    [
+        ({"vm": "big"}, "vm"),
+        ({"vm": [1]}, "vm"),
+        ({"vm": {"cores": True}}, "vm.cores"),
+        ({"vm": {"memory": {}}}, "vm.memory"),
+        ({"limits": {"processes": [1]}}, "limits.processes"),
+        ({"quiet": "yes"}, "quiet"),
+        ({"vm": {"quiet": 1}}, "vm.quiet"),
+    ],
+)
+async def test_a_size_of_the_wrong_kind_is_refused_by_name(lab: Api, asked: dict[str, Any], where: str) -> None:
+    reply = await lab.add(**asked)
+    assert reply.json["statusId"] == -1 and reply.message.startswith(f"{where}: Expected ")
+
+
+async def test_no_number_in_json_is_refused(lab: Api) -> None:
+    reply = await lab.add_raw(json.dumps(job(vm={"cores": float("nan")})).encode())
+    assert reply.json["statusId"] == -1 and reply.message.startswith("Malformed JSON")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "limits": {
+                "image": (
+                    ImageLimits(name="autograding_*", max_cores=8, memory_bytes=2 * GIB, max_processes=50),
+                    ImageLimits(name="*", max_cores=1),
+                )
+            }
+        }
+    ],
+    indirect=True,
+)
+async def test_an_image_has_limits_of_its_own(lab: Api) -> None:
+    spec = await spec_of(lab, await lab.add(vm={"cores": 6}, limits={"processes": 60}))
+    assert (spec.limits.cores, spec.limits.memory_bytes, spec.limits.processes) == (6, 2 * GIB, 50)
+    assert spec.slots == 6
+    assert ["processes" in note for note in spec.notes if "was cut" in note] == [True]
+
+
+async def test_inputs_must_fit_on_the_disk_that_the_job_asks_for(lab: Api) -> None:
+    await lab.upload("hello.sh", bytes(2 * MIB))
+    (reason,) = reasons(await lab.add(limits={"disk_mb": 1}))
+    assert reason.startswith("Input files are too large")
+    assert pins(lab.settings.store.labs) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "quiet"),
+    [({}, False), ({"quiet": True}, True), ({"vm": {"quiet": True}}, True), ({"quiet": None}, False)],
+)
+async def test_a_job_may_ask_for_quiet_cores(lab: Api, asked: dict[str, Any], quiet: bool) -> None:
+    spec = await spec_of(lab, await lab.add(**asked))
+    assert (spec.quiet, spec.class_name) == (quiet, "autograding_image|quiet" if quiet else "autograding_image")
+
+
+async def test_the_trace_says_when_no_host_has_quiet_cores(lab: Api) -> None:
+    await lab.publish("autograding_image")
+    await asyncio.sleep(1.1)  # what a server knows of the hosts is up to a second old
+    assert "on quiet cores" in (await spec_of(lab, await lab.add(quiet=True))).notes[0]
+    assert (await spec_of(lab, await lab.add())).notes == ()
+    await lab.publish("autograding_image", quiet_cores=1)
+    await asyncio.sleep(1.1)
+    assert (await spec_of(lab, await lab.add(quiet=True, timeout=9))).notes == ()
+
+
+async def test_a_job_is_listed_with_its_sizes_and_where_it_runs(lab: Api) -> None:
+    await lab.add(vm={"cores": 2, "memory": 256})
+    (entry,) = (await lab.get("/jobs/test/0/")).json["jobs"]
+    assert [entry["vm"][k] for k in ("cores", "memory", "vmms")] == [2.0, 256, None]
+    (claim,) = await lab.queue.claim("host#1", "r", {"autograding_image": 1})
+    await lab.queue.start(claim, "machine", "localDocker")
+    (entry,) = (await lab.get("/jobs/test/0/")).json["jobs"]
+    assert (entry["vm"]["vmms"], entry["vm"]["id"]) == ("localDocker", "machine")
 
 
 async def test_only_the_needed_fields_are_needed_and_unknown_ones_are_ignored(lab: Api) -> None:

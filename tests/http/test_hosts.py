@@ -30,7 +30,8 @@ async def test_dispatchers_are_listed_with_what_they_have_and_how_they_are(fleet
     ]  # fmt: skip
     assert found[0] | {"age": 0} == {
         "install": "a2", "host": "east", "state": "paused", "vmms": "localDocker", "version": "0", "slots": 2,
-        "busy": 1, "paused": True, "healthy": True, "problem": "", "images": ["autograding_image"], "age": 0,
+        "busy": 1, "paused": True, "quiet_cores": 0, "healthy": True, "problem": "",
+        "images": ["autograding_image"], "age": 0,
     }  # fmt: skip
 
 

@@ -45,6 +45,10 @@ class Order:
     network: bool = True
     priority: int | None = None
     callback_url: str | None = None
+    cores: float | None = None
+    memory_mb: int | None = None
+    quiet: bool = False
+    """On cores that nothing else uses meanwhile."""
     live_to_end: bool = True
     """Whether the live output is completed from the feedback, which is not shown in the same place."""
 
@@ -129,6 +133,8 @@ async def _one(
         callback_url=order.callback_url,
         disable_network=not order.network,
         priority=order.priority,
+        vm={name: size for name, size in (("cores", order.cores), ("memory", order.memory_mb)) if size},
+        quiet=order.quiet,
     )
     begun = time.monotonic()
     job = await client.add_job(order.lab, request, idempotency_key=secrets.token_hex(16))

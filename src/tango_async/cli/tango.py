@@ -77,6 +77,9 @@ def main() -> None:
 @click.option("--timeout", "timeout_s", type=click.IntRange(min=1), help="Seconds; default: the server's.")
 @click.option("--courselab", help="Courselab to upload to; default: the directory's name.")
 @click.option("--priority", type=int, help="Among the jobs of its course, -100 to 100; more is earlier.")
+@click.option("--cores", type=float, help="Processor cores; default: the server's.")
+@click.option("--memory", "memory_mb", type=int, metavar="MB", help="Memory; default: the server's.")
+@click.option("--quiet-cores", is_flag=True, help="For timing: on cores that nothing else uses meanwhile.")
 @click.option("--no-network", is_flag=True, help="Give the job no network.")
 @click.option("--callback", "callback_url", help="URL that gets the feedback, too.")
 @click.option("-q", "--quiet", is_flag=True, help="No live output.")
@@ -91,6 +94,9 @@ async def run(
     timeout_s: int | None,
     courselab: str | None,
     priority: int | None,
+    cores: float | None,
+    memory_mb: int | None,
+    quiet_cores: bool,
     no_network: bool,
     callback_url: str | None,
     quiet: bool,
@@ -109,6 +115,9 @@ async def run(
         network=not no_network,
         priority=priority,
         callback_url=callback_url,
+        cores=cores,
+        memory_mb=memory_mb,
+        quiet=quiet_cores,
         live_to_end=not sys.stdout.isatty(),
     )
 

@@ -135,7 +135,9 @@ class Attempt:
         await self._hold.wait(turn)
         async with bench.pool.lease(machine_spec(self._claim, bench.vmms)) as lent:
             self._lent = lent
-            self._hold.check(await self._patiently(lambda: bench.queue.start(self._claim, lent.machine.id)))
+            self._hold.check(
+                await self._patiently(lambda: bench.queue.start(self._claim, lent.machine.id, bench.vmms.name))
+            )
             run = self._run_on(lent)
             result = await run.send(bench.store.inputs(spec.pin, spec.files))
             lent.started = True

@@ -251,7 +251,7 @@ class Dispatcher:
 
     def _prepared(self, image: str, order: dict[str, Any]) -> MachineSpec:
         """The machine that a job of this image needs when it asks for nothing special."""
-        limits = self._settings.limits
+        limits = self._settings.limits.of(image)
         return MachineSpec(
             image=image,
             network=self._vmms.capabilities.network,

@@ -6,7 +6,6 @@ All reasons to refuse are told at once, in Tango's words where Tango has any.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from ipaddress import IPv6Address
 
 from .. import names, shares
 from ..config import LEAST_PRIORITY, MOST_PRIORITY
-from ..config import Limits as LimitSettings
 from ..destinations import allowance
 from ..errors import BadName, NotFound, Rejected
 from ..files.base import Pin
-from ..model import JobSpec, Limits
+from ..model import JobSpec, Limits, class_name
+from . import sizes
 from .service import Lab, Service
 from .wire import AddJob, InputEntry
 
@@ -28,6 +27,7 @@ RIVALS = ("GNUmakefile", "makefile")
 """Names that GNU make prefers: a student's file of such a name would be run in place of the instructor's."""
 
 UNOFFERED = "No living dispatcher offers the image now; the job waits until one does"
+UNQUIET = "No living dispatcher offers the image on quiet cores now; the job waits until one does"
 
 _URI = re.compile(
     r"""https?://
@@ -58,6 +58,9 @@ class _Wanted:
     callback_url: str | None
     submitter: str
     priority: int
+    limits: Limits
+    quiet: bool
+    notes: list[str]
 
 
 async def admit(service: Service, lab: Lab, asked: AddJob) -> JobSpec:
@@ -67,12 +70,11 @@ async def admit(service: Service, lab: Lab, asked: AddJob) -> JobSpec:
         pin = await service.store.pin(lab.stored, wanted.files)
     except NotFound as e:
         raise Rejected(str(e).splitlines()) from e
-    size, most = sum(f.size for f in pin.files), service.settings.limits.disk_bytes
+    size, most = sum(f.size for f in pin.files), wanted.limits.disk_bytes
     if size > most:
         await service.store.unpin(pin.id)
         raise Rejected([f"Input files are too large: {size} bytes, and a job's disk has {most}"])
-    notes = () if service.fleet.offered(wanted.image) else (UNOFFERED,)
-    return _spec(lab, asked, wanted, pin, service.settings.limits, notes)
+    return _spec(lab, asked, wanted, pin)
 
 
 def fingerprint(lab: Lab, body: bytes, spec: JobSpec, idempotency_key: str | None) -> str:
@@ -121,11 +123,15 @@ async def _check(service: Service, asked: AddJob) -> _Wanted:
     submitter = shares.submitter_of(name) if asked.limiting_key is None else _key(asked.limiting_key, reasons)
     if asked.priority is not None and not _is_priority(asked.priority):
         reasons.append(f"Bad priority: expected a whole number from {LEAST_PRIORITY} to {MOST_PRIORITY}")
+    limits, notes = sizes.limits(asked, service.settings.limits.of(image), reasons)
     if reasons:
         raise Rejected(reasons)
+    quiet = bool(asked.quiet or (asked.vm and asked.vm.quiet))
+    if not service.fleet.offered(class_name(image, quiet=quiet)):
+        notes.insert(0, UNQUIET if quiet else UNOFFERED)
     asked_priority = None if asked.priority is None else int(asked.priority)
     priority = shares.priority_of(service.settings.share, name, asked_priority)
-    return _Wanted(name, image, output_name, files, callback_url, submitter, priority)
+    return _Wanted(name, image, output_name, files, callback_url, submitter, priority, limits, quiet, notes)
 
 
 def _is_priority(asked: float) -> bool:
@@ -178,18 +184,7 @@ def _files(entries: list[InputEntry], reasons: list[str]) -> list[tuple[str, str
     return files
 
 
-def _spec(lab: Lab, asked: AddJob, wanted: _Wanted, pin: Pin, limits: LimitSettings, said: tuple[str, ...]) -> JobSpec:
-    notes = list(said)
-    timeout_s = limits.timeout_s
-    if asked.timeout is not None and asked.timeout > 0:
-        timeout_s = _at_most(asked.timeout, limits.max_timeout_s)
-        if timeout_s < asked.timeout:
-            notes.append(f"The timeout asked for was cut to {timeout_s} s, the most that is allowed here")
-    output_bytes = limits.output_bytes
-    if asked.max_kb is not None and asked.max_kb > 0:
-        output_bytes = _at_most(asked.max_kb * 1024, limits.max_output_bytes)
-        if output_bytes < asked.max_kb * 1024:
-            notes.append(f"The output limit asked for was cut to {output_bytes} bytes, the most that is allowed here")
+def _spec(lab: Lab, asked: AddJob, wanted: _Wanted, pin: Pin) -> JobSpec:
     return JobSpec(
         name=wanted.name,
         lab=lab.stored,
@@ -198,23 +193,11 @@ def _spec(lab: Lab, asked: AddJob, wanted: _Wanted, pin: Pin, limits: LimitSetti
         output_name=wanted.output_name,
         pin=pin.id,
         files=pin.files,
-        limits=Limits(
-            timeout_s=timeout_s,
-            output_bytes=output_bytes,
-            output_stop_bytes=limits.output_stop_bytes,
-            file_bytes=limits.file_bytes,
-            processes=limits.processes,
-            disk_bytes=limits.disk_bytes,
-            memory_bytes=limits.memory_bytes,
-            cores=limits.cores,
-        ),
+        limits=wanted.limits,
         network=not asked.disable_network,
         submitter=wanted.submitter,
         priority=wanted.priority,
         callback_url=wanted.callback_url,
-        notes=tuple(notes),
+        notes=tuple(wanted.notes),
+        quiet=wanted.quiet,
     )
-
-
-def _at_most(asked: float, most: int) -> int:
-    return most if asked > most else math.ceil(asked)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
-from ..model import DispatcherRecord
+from ..model import DispatcherRecord, class_name
 from ..queue.redis import Queue
 
 FRESH_S = 1.0
@@ -25,7 +26,7 @@ class Fleet:
         records = await self._queue.dispatchers()
         self._images = frozenset(image for record in records for image in record.images)
         working = [record for record in records if works(record)]
-        self._offered = frozenset(image for record in working for image in record.images)
+        self._offered = frozenset(offer for record in working for offer in _offers(record))
         self._slots = sum(record.slots for record in working)
         self._read_at = time.monotonic()
         return records
@@ -45,9 +46,9 @@ class Fleet:
             await self.all()
         return self._slots, self._offered
 
-    def offered(self, image: str) -> bool:
-        """Whether a living dispatcher that is not paused had the image when `may_run` was asked."""
-        return image in self._offered
+    def offered(self, kind: str) -> bool:
+        """Whether a dispatcher that works offered the requirement class when `may_run` was asked."""
+        return kind in self._offered
 
     async def may_run(self, image: str) -> bool:
         """Whether a job that wants the image can be accepted.
@@ -64,6 +65,14 @@ class Fleet:
         """Whether any dispatcher has the image."""
         await self.all()
         return image in self._images
+
+
+def _offers(record: DispatcherRecord) -> Iterator[str]:
+    """Requirement classes."""
+    for image in record.images:
+        yield class_name(image)
+        if record.quiet_cores:
+            yield class_name(image, quiet=True)
 
 
 def lives(record: DispatcherRecord) -> bool:

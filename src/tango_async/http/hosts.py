@@ -70,6 +70,7 @@ def _entry(record: DispatcherRecord) -> wire.HostEntry:
         slots=record.slots,
         busy=record.busy,
         paused=record.paused,
+        quiet_cores=record.quiet_cores,
         healthy=record.healthy,
         problem=record.problem,
         images=record.images,

@@ -36,6 +36,26 @@ class InputEntry(Struct, frozen=True):
     dest: str = field(name="destFile")
 
 
+Number = int | float | str | None
+"""Tango's clients send numbers as digits, too."""
+
+
+class VmRequest(Struct, frozen=True):
+    """addJob's `vm`. `memory` is in MiB, as /jobs/ shows it."""
+
+    cores: Number = None
+    memory: Number = None
+    quiet: bool | None = None
+
+
+class LimitsRequest(Struct, frozen=True):
+    """addJob's `limits`. Sizes are in MiB."""
+
+    processes: Number = None
+    file_mb: Number = None
+    disk_mb: Number = None
+
+
 class AddJob(Struct, frozen=True):
     """addJob's body."""
 
@@ -50,6 +70,10 @@ class AddJob(Struct, frozen=True):
     disable_network: bool | None = None
     priority: int | float | None = None
     limiting_key: str | None = None
+    vm: VmRequest | None = None
+    limits: LimitsRequest | None = None
+    quiet: bool | None = None
+    """Run on cores that nothing else uses meanwhile; also taken from `vm`."""
 
 
 class Prealloc(Struct, frozen=True):
@@ -232,6 +256,7 @@ class HostEntry(Struct, frozen=True, kw_only=True):
     slots: int
     busy: int
     paused: bool
+    quiet_cores: int
     healthy: bool
     problem: str
     images: tuple[str, ...]
@@ -284,6 +309,7 @@ def job_entry(job: JobRecord, forecast: Forecast | None = None) -> JobEntry:
             id=job.machine or None,
             name=spec.image,
             image=spec.image,
+            vmms=job.vmms or None,
             cores=limits.cores,
             memory=limits.memory_bytes >> 20,
             disk=limits.disk_bytes >> 20,

@@ -46,15 +46,14 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 A class is what a job requires of its dispatcher (its image); a lane is a course; a place is
 `<class>⇥<lane>`; ⇥ is a tab, which no name can hold.
 
-Fields of a job: spec (msgpack), class, lane, who (its submitter), state, order, slots, longest_ms (it can
-take no longer), charged and claimed_ms (what its lane was charged with, and since when it is held), eta_ms
-(when it was foretold to start),
-added_ms, lab, out, pin, attempts, retries, seq, holder, machine, started_ms, ended_ms, ended_seq,
-verdict, output, note, intent, trace, cb (its callback URL, if any), cb_min_ms and cb_wait_ms (settings
-when it was added), answered_ms (when the answer that gave its id was last flushed), asked_ms (when
-addJob last came), cb_tries, cb_log (lines "<ms>|<what came of a try>"), cb_done_ms (when it was last
-delivered), resent_ms (when an operator last had it sent again), leaving (its output is being removed,
-and then it is forgotten).
+Fields of a job: spec (msgpack), class, lane, who (its submitter), state, order, slots, longest_ms (it
+can take no longer), charged and claimed_ms (what its lane was charged with, and since when it is held),
+eta_ms (when it was foretold to start), added_ms, lab, out, pin, attempts, retries, seq, holder, machine,
+vmms, started_ms, ended_ms, ended_seq, verdict, output, note, intent, trace, cb (its callback URL, if
+any), cb_min_ms and cb_wait_ms (settings when it was added), answered_ms (when the answer that gave its
+id was last flushed), asked_ms (when addJob last came), cb_tries, cb_log (lines "<ms>|<what came of a
+try>"), cb_done_ms (when it was last delivered), resent_ms (when an operator last had it sent again),
+leaving (its output is being removed, and then it is forgotten).
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ def job(job_id: int, fields: Mapping[bytes, bytes]) -> JobRecord:
         retries=int(get(b"retries", 0)),
         seq=int(get(b"seq", 0)),
         machine=get(b"machine", b"").decode(),
+        vmms=get(b"vmms", b"").decode(),
         started_ms=int(get(b"started_ms", 0)),
         ended_ms=int(get(b"ended_ms", 0)),
         verdict=Verdict(verdict) if verdict else None,

@@ -86,7 +86,7 @@ class Queue(Outbox, History, Orders):
         superseded = verdict_text(Verdict.CANCELLED)
         arguments = [
             records.pack(spec),
-            spec.image,
+            spec.class_name,
             spec.lab,
             spec.output_name,
             spec.pin,
@@ -229,8 +229,8 @@ class Queue(Outbox, History, Orders):
         found = await self._run("claim", instance, request, self._lease_ms, most, *flat)
         return [records.claim(one) for one in found]
 
-    async def start(self, claim: Claim, machine: str) -> Answer:
-        return await self._ask("start", claim.id, claim.seq, machine)
+    async def start(self, claim: Claim, machine: str, vmms: str = "") -> Answer:
+        return await self._ask("start", claim.id, claim.seq, machine, vmms)
 
     async def extend(self, claims: Sequence[tuple[int, int]]) -> list[Answer]:
         """Another lease for each (job, seq)."""
