@@ -17,6 +17,7 @@ from aiohttp import web
 
 from .config import Settings
 from .dispatcher import places
+from .dispatcher.cores import Cores
 from .dispatcher.dispatcher import Dispatcher
 from .dispatcher.siblings import Siblings
 from .errors import ConfigError, QueueUnavailable, VmmsError
@@ -89,6 +90,7 @@ async def run_dispatcher(settings: Settings, stop: asyncio.Event, tell: Teller, 
 
     It waits for Redis and for the engine; one that is not `patient` raises VmmsUnavailable for the engine.
     """
+    Cores(settings.dispatcher.quiet_cores).leave()
     _require(settings.queue.url, "queue.url (TANGO_REDIS_URL): unset; only `tango up` embeds a server")
     async with AsyncExitStack() as stack:
         place = await stack.enter_async_context(places.own_place(settings.state_dir))
@@ -114,6 +116,7 @@ async def run_dispatcher(settings: Settings, stop: asyncio.Event, tell: Teller, 
 
 async def run_up(settings: Settings, stop: asyncio.Event, tell: Teller) -> None:
     """HTTP and a dispatcher on this loop, with an embedded server unless a Redis is set."""
+    Cores(settings.dispatcher.quiet_cores).leave()  # before the server is started, which is to stay away, too
     async with AsyncExitStack() as stack:
         if not settings.queue.url:
             server = EmbeddedServer(settings.store.data_dir / "redis")

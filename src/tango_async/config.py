@@ -25,6 +25,7 @@ Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Days = Annotated[float, Meta(ge=0)]
 Cores = Annotated[float, Meta(gt=0, le=4096)]
+CoreList = Annotated[str, Meta(pattern=r"^([0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*)?$")]
 Room = Annotated[int, Meta(ge=0)]
 LEAST_PRIORITY, MOST_PRIORITY = -100, 100
 Priority = Annotated[int, Meta(ge=LEAST_PRIORITY, le=MOST_PRIORITY)]
@@ -153,6 +154,9 @@ class Dispatcher(Group, frozen=True):
     else the sandbox. `TANGO_VMMS`"""
     slots: Count = max(1, os.cpu_count() or 1)
     """Jobs that run at a time on this host. `TANGO_SLOTS`"""
+    quiet_cores: CoreList = ""
+    """Processor cores of this host that only quiet jobs use, such as `2-3`; all else keeps to the others. Empty: it
+    takes no quiet jobs."""
     lease_s: Seconds = 15.0
     """A claimed job that nobody extends for so long is taken from its dispatcher."""
     adopt_grace_s: Seconds = 120.0

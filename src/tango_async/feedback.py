@@ -31,12 +31,16 @@ def verdict_text(verdict: Verdict, **facts: object) -> str:
     return _TEXT[verdict].format(**facts)
 
 
-def header(*, name: str, job_id: int, received_ms: int, ended_ms: int, verdict: str) -> bytes:
-    """What stands before the program's output. Autolab looks for the word `Autograder` in it."""
+def header(*, name: str, job_id: int, received_ms: int, ended_ms: int, verdict: str, said: str = "") -> bytes:
+    """What stands before the program's output, with a line of what else is `said` of the run.
+
+    Autolab looks for the word `Autograder` in it.
+    """
     began, ended = ctime(received_ms), ctime(ended_ms)
+    more = f"Autograder [{ended}]: {said}\n" if said else ""
     return (
         f"Autograder [{began}]: Received job {name}:{job_id}\n"
-        f"Autograder [{ended}]: {verdict}\n"
+        f"Autograder [{ended}]: {verdict}\n{more}"
         f"Autograder [{ended}]: Here is the output from the autograder:\n---\n"
     ).encode()
 

@@ -258,6 +258,15 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What a machine has used of the processor since it was made."""
+
+    cpu_s: float
+    throttled_s: float
+    """Held back, since it had used its share."""
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a VMMS can do beyond running a job: asked, never assumed."""
 
@@ -268,6 +277,8 @@ class Capabilities:
     load_images: bool = False
     network: bool = False
     """Jobs can be given a network."""
+    cpusets: bool = False
+    """Machines keep to the processors of their `cpuset`, and `usage` tells what they used."""
 
 
 class PoolState(msgspec.Struct, frozen=True, kw_only=True):

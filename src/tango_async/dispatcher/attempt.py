@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,9 +33,11 @@ from ..files.base import FileStore
 from ..model import Claim, Machine, MachineSpec, Verdict
 from ..queue.redis import Answer, Queue
 from ..vmms.base import Vmms
+from .cores import Cores, numbers
 from .holds import Cancelled, Hold
 from .images import Images
 from .pool import Lent, Pool
+from .quiet import Watch, watched
 from .run import LiveOutput, Result, Run
 
 log = logging.getLogger(__name__)
@@ -62,6 +65,7 @@ class Bench:
     pool: Pool
     images: Images
     """Knows whether the engine is well; nothing is claimed until it is."""
+    cores: Cores
     later: Callable[[Coroutine[Any, Any, None]], None]
     """Does work that no result waits for."""
 
@@ -106,10 +110,13 @@ def fault_of(error: Exception, *, engine_well: bool) -> Fault:
             return Fault("The service failed.", "runjob_errors")
 
 
-def machine_spec(claim: Claim, vmms: Vmms) -> MachineSpec:
+def machine_spec(claim: Claim, vmms: Vmms, cpuset: str) -> MachineSpec:
     """The machine for a job; where there is no network to give, asking for one makes no other machine."""
     spec = claim.spec.machine()
-    return spec if vmms.capabilities.network else msgspec.structs.replace(spec, network=False)
+    # A quiet job has whole cores: one that is held back in between measures that.
+    cores = float(len(numbers(cpuset))) if claim.spec.quiet and cpuset else spec.cores
+    network = spec.network and vmms.capabilities.network
+    return msgspec.structs.replace(spec, network=network, cores=cores, cpuset=cpuset)
 
 
 class Attempt:
@@ -121,6 +128,9 @@ class Attempt:
         self._claim = hold.claim
         self._lent: Lent | None = None
         self._began_ms = int(time.time() * 1000)
+        self._watch: Watch | None = None
+        self._quiet = ""
+        """What is said of the cores of a quiet job."""
 
     async def run(self, turn: asyncio.Future[None]) -> None:
         """Runs the job from its start, when its turn has come."""
@@ -133,22 +143,41 @@ class Attempt:
     async def _fresh(self, turn: asyncio.Future[None]) -> None:
         bench, spec = self._bench, self._claim.spec
         await self._hold.wait(turn)
-        async with bench.pool.lease(machine_spec(self._claim, bench.vmms)) as lent:
-            self._lent = lent
-            self._hold.check(
-                await self._patiently(lambda: bench.queue.start(self._claim, lent.machine.id, bench.vmms.name))
-            )
-            run = self._run_on(lent)
-            result = await run.send(bench.store.inputs(spec.pin, spec.files))
-            lent.started = True
-            await self._end(result or await run.follow())
+        place = bench.cores.pick(spec.slots) if spec.quiet else nullcontext(bench.cores.ordinary)
+        with place as cpuset:
+            lease = bench.pool.lease(machine_spec(self._claim, bench.vmms, cpuset))
+            async with self._lent_out(lease) as lent:
+                machine_id, vmms = lent.machine.id, bench.vmms.name
+                self._hold.check(await self._patiently(lambda: bench.queue.start(self._claim, machine_id, vmms)))
+                run = self._run_on(lent)
+                result = await run.send(bench.store.inputs(spec.pin, spec.files))
+                lent.started = True
+                await self._end(result or await self._followed(run.follow()))
 
     async def _adopted(self, machine: Machine, since_start_s: float) -> None:
-        async with self._bench.pool.lease_of(machine) as lent:
-            self._lent = lent
-            lent.started = True
-            await self._bench.vmms.adopt(machine)
-            await self._end(await self._run_on(lent).follow_again(since_start_s))
+        bench = self._bench
+        with bench.cores.hold(machine.spec.cpuset):
+            async with self._lent_out(bench.pool.lease_of(machine)) as lent:
+                lent.started = True
+                await bench.vmms.adopt(machine)
+                await self._end(await self._followed(self._run_on(lent).follow_again(since_start_s)))
+
+    @asynccontextmanager
+    async def _lent_out(self, lease: AbstractAsyncContextManager[Lent]) -> AsyncIterator[Lent]:
+        bench = self._bench
+        async with lease as self._lent:
+            if self._claim.spec.quiet and self._lent.machine.spec.cpuset:
+                wait_s = bench.settings.dispatcher.machine_wait_s
+                async with watched(bench.vmms, self._lent.machine, wait_s=wait_s) as self._watch:
+                    yield self._lent
+            else:
+                yield self._lent
+
+    async def _followed(self, following: Coroutine[Any, Any, Result]) -> Result:
+        result = await following
+        if self._watch is not None:
+            self._quiet = await self._watch.over()
+        return result
 
     def _run_on(self, lent: Lent) -> Run:
         async def publish(offset: int, data: bytes) -> int:
@@ -255,6 +284,7 @@ class Attempt:
             received_ms=self._began_ms,
             ended_ms=int(time.time() * 1000),
             verdict=text,
+            said=self._quiet,
         )
         return head + self._autodriver(result) + result.output.bytes()
 
@@ -274,4 +304,5 @@ class Attempt:
             f"Input copied for job {job_id} [status=0]",
             f"Job {job_id} executed [status={result.exit.code}]",
             f"Output copied for job {job_id} [status=0]",
+            *([self._quiet] if self._quiet else []),
         ]

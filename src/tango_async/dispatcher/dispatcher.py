@@ -24,9 +24,9 @@ from uuid import uuid4
 
 from .. import __version__
 from ..config import Settings
-from ..errors import QueueUnavailable, VmmsUnavailable
+from ..errors import QueueUnavailable
 from ..files.base import FileStore
-from ..model import DispatcherRecord, MachineSpec
+from ..model import DispatcherRecord, JobSpec, MachineSpec, class_name
 from ..queue.bells import Bells
 from ..queue.redis import Queue
 from ..vitals import Vitals, rss_bytes
@@ -34,6 +34,7 @@ from ..vmms.base import Vmms
 from . import upkeep
 from .attempt import Attempt, Bench
 from .callbacks import Callbacks
+from .cores import Cores
 from .holds import Hold, Holds
 from .images import Images
 from .pool import Pool
@@ -66,6 +67,9 @@ class Dispatcher:
         waits = settings.dispatcher
         self._strays = Strays(vmms, self._pool, period_s=waits.upkeep_s, wait_s=waits.machine_wait_s)
         self._slots = Slots(settings.dispatcher.slots)
+        self._cores = Cores(settings.dispatcher.quiet_cores if vmms.capabilities.cpusets else "")
+        if settings.dispatcher.quiet_cores and not vmms.capabilities.cpusets:
+            log.warning("dispatcher.quiet_cores: %s keeps no machine to some cores; no quiet job is taken", vmms.name)
         self._attempts: set[asyncio.Task[None]] = set()
         self._ended = 0
         self._vitals = Vitals()
@@ -73,7 +77,7 @@ class Dispatcher:
         self._claims = Bells(settings)
         self._control = Bells(settings)
         self._rung = asyncio.Event()
-        self._bench = Bench(settings, queue, store, vmms, self._pool, self._images, self._do_later)
+        self._bench = Bench(settings, queue, store, vmms, self._pool, self._images, self._cores, self._do_later)
 
     async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
         """Works until `stop` is set.
@@ -118,16 +122,18 @@ class Dispatcher:
                 if not self._ready:
                     await _either(self._room(), stop)
                     continue
-                most = self._slots.free
+                offers = self._offers()
+                full = bool(offers)
                 try:
-                    taken = await self._claim(request, most)
+                    for room, most in offers:
+                        full = await self._claim(request, room, most) >= most and full
+                        request = uuid4().hex
                 except QueueUnavailable as e:
                     # The same request again: had the claim been made, its answer is repeated.
                     log.warning("no job can be claimed: %s", e)
                     await _either(asyncio.sleep(PAUSE_S), stop)
                     continue
-                request = uuid4().hex
-                if taken < most:
+                if not full:
                     await self._listen(stop)
         finally:
             waker.cancel()
@@ -135,27 +141,33 @@ class Dispatcher:
     @property
     def _ready(self) -> bool:
         """Whether a job could be run now."""
-        return self._slots.free > 0 and self._images.healthy
+        return self._images.healthy and (self._slots.free > 0 or self._cores.turns.free > 0)
 
     async def _room(self) -> None:
         while not self._ready:
             await self._images.well.wait()
-            await self._slots.room()
+            await _any(self._slots.room(), self._cores.turns.room())
 
-    async def _claim(self, request: str, most: int) -> int:
+    async def _claim(self, request: str, room: dict[str, int], most: int) -> int:
         """Answers the slots that what was claimed wants."""
-        room = self._offer(most)
-        claims = await self._queue.claim(self._instance, request, room, most) if room else []
+        claims = await self._queue.claim(self._instance, request, room, most)
         for claim in claims:
             hold = self._holds.add(claim)
-            turn = self._slots.ask(claim.spec.slots)
-            work = Attempt(self._bench, hold).run(turn)
-            self._spawn(hold, work, partial(self._slots.leave, claim.spec.slots, turn))
+            slots, n = self._place(claim.spec)
+            turn = slots.ask(n)
+            self._spawn(hold, Attempt(self._bench, hold).run(turn), partial(slots.leave, n, turn))
         return sum(claim.spec.slots for claim in claims)
 
-    def _offer(self, most: int) -> dict[str, int]:
-        """How many jobs of each requirement class this host can run now."""
-        return dict.fromkeys(self._images.names, most)
+    def _offers(self) -> list[tuple[dict[str, int], int]]:
+        """How many jobs of each requirement class this host can run now, for each kind of slots, and how many of those."""
+        names = self._images.names
+        quiet = [class_name(image, quiet=True) for image in names]
+        offers = [(names, self._slots.free), (quiet, self._cores.turns.free)]
+        return [(dict.fromkeys(classes, most), most) for classes, most in offers if classes and most]
+
+    def _place(self, spec: JobSpec) -> tuple[Slots, int]:
+        """What a job needs a turn of, and how much: quiet ones take no slot, since they have cores of their own."""
+        return (self._cores.turns, min(spec.slots, self._cores.capacity)) if spec.quiet else (self._slots, spec.slots)
 
     def _spawn(self, hold: Hold, work: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
         task = asyncio.create_task(work, name=f"job {hold.claim.id}")
@@ -166,15 +178,26 @@ class Dispatcher:
             self._ended += 1
             self._holds.drop(hold)
             then()
+            self._look_again()
             _report(task)
 
         task.add_done_callback(over)
 
+    def _look_again(self) -> None:
+        """While there is room for jobs of one kind it is listened for those only; now there may be for others."""
+
+        async def wake() -> None:
+            with suppress(QueueUnavailable):
+                await self._claims.wake()
+
+        if self._cores.capacity:
+            self._do_later(wake())
+
     async def _listen(self, stop: asyncio.Event) -> None:
-        classes = self._offer(1)
+        classes = [name for room, _ in self._offers() for name in room]
         try:
             if classes and not stop.is_set():
-                await self._claims.wait_classes(list(classes), LISTEN_S)
+                await self._claims.wait_classes(classes, LISTEN_S)
             elif not classes:
                 await _either(asyncio.sleep(LISTEN_S), stop)
         except QueueUnavailable as e:
@@ -239,7 +262,9 @@ class Dispatcher:
         if (orders.paused, size) != (self._slots.paused, self._slots.size):
             log.info("by an operator's order: %d slots%s", size, ", paused" if orders.paused else "")
         self._slots.resize(size)
-        (self._slots.pause if orders.paused else self._slots.resume)()
+        for slots in (self._slots, self._cores.turns):
+            (slots.pause if orders.paused else slots.resume)()
+        self._look_again()
 
     async def _take_orders(self) -> None:
         sizes: dict[MachineSpec, int] = {}
@@ -259,6 +284,7 @@ class Dispatcher:
             memory_bytes=int(order.get("memory_mb") or 0) * 1024**2 or limits.memory_bytes,
             processes=limits.processes,
             disk_bytes=limits.disk_bytes,
+            cpuset=self._cores.ordinary,
         )
 
     def _record(self) -> DispatcherRecord:
@@ -272,6 +298,7 @@ class Dispatcher:
             loads_images=self._vmms.capabilities.load_images,
             slots=self._slots.size,
             busy=len(self._attempts),
+            quiet_cores=self._cores.capacity,
             paused=self._slots.paused,
             started_ms=self._started_ms,
             pools=self._pool.state(),
@@ -300,9 +327,9 @@ class Dispatcher:
             log.info("job %d: adopted on machine %s after %.0f s", claim.id, machine.id, since_start_s)
             hold = self._holds.add(claim)
             # It has its slots also where there are fewer: what runs already is not refused.
-            self._slots.take(claim.spec.slots)
-            then = partial(self._slots.release, claim.spec.slots)
-            self._spawn(hold, Attempt(self._bench, hold).adopt(machine, since_start_s), then)
+            slots, n = self._place(claim.spec)
+            slots.take(n)
+            self._spawn(hold, Attempt(self._bench, hold).adopt(machine, since_start_s), partial(slots.release, n))
 
     def _do_later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -330,9 +357,12 @@ async def _wake_on(event: asyncio.Event, bells: Bells) -> None:
 
 
 async def _either(wait: Coroutine[Any, Any, Any], stop: asyncio.Event) -> None:
-    """Returns when either is there. A semaphore that was acquired at the last moment is given back by no one,
-    which matters to nobody: the loop that wanted it ends."""
-    tasks = [asyncio.ensure_future(wait), asyncio.ensure_future(stop.wait())]
+    """Returns when either is there."""
+    await _any(wait, stop.wait())
+
+
+async def _any(*waits: Coroutine[Any, Any, Any]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from ..config import Settings
 from ..errors import ConfigError
-from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
+from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 
 
 class Vmms(Protocol):
@@ -60,6 +60,9 @@ class Vmms(Protocol):
 
     def copy_out(self, machine: Machine) -> AsyncIterator[bytes]:
         """The program's output, byte-exact and from its first byte, followed until it ends."""
+
+    async def usage(self, machine: Machine) -> Usage | None:
+        """What the machine has used; None if that is not known. Only where `capabilities.cpusets`."""
 
     async def destroy_vm(self, machine: Machine) -> None:
         """Kills and removes the machine with all its processes and files; one that is gone is no error."""

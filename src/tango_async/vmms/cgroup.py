@@ -11,15 +11,17 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import VmmsError
-from ..model import MachineSpec
+from ..model import MachineSpec, Usage
 
 CONTROLLERS = ("pids", "memory", "cpu")
+OF_CORES = ("cpuset", "cpuacct")
+"""Used where some cores are kept for quiet jobs. Version 2 counts with `cpu`."""
 OWN_PROCESSES = 6
 """Bubblewrap, the bootstrap and its timer are in the group beside the job's own processes."""
 PERIOD_US = 100_000
@@ -52,6 +54,11 @@ class Hierarchy:
             yield "cpu.cfs_quota_us", str(quota)
         if "cpu" in self.controllers and self.version == 2:
             yield "cpu.max", f"{quota} {PERIOD_US}"
+        if "cpuset" in self.controllers:
+            if self.version == 1:  # where a group has neither until they are set
+                yield "cpuset.mems", (self.base / "cpuset.mems").read_text()
+            if spec.cpuset or self.version == 1:
+                yield "cpuset.cpus", spec.cpuset or (self.base / "cpuset.cpus").read_text()
 
 
 OPTIONAL = frozenset({"memory.memsw.limit_in_bytes", "memory.swap.max", "cpu.cfs_period_us", "cpu.cfs_quota_us"})
@@ -64,8 +71,10 @@ class Cgroups:
     def __init__(self) -> None:
         self._hierarchies: list[Hierarchy] = []
 
-    def open(self) -> None:
-        self._hierarchies = [h for h in find() if _makes_groups(h)]
+    def open(self, *, cores: bool = False) -> None:
+        """`cores`: also those that keep machines to some cores."""
+        wanted = (*CONTROLLERS, *OF_CORES) if cores else CONTROLLERS
+        self._hierarchies = [h for h in find(wanted) if _makes_groups(h)]
 
     def bounds(self, controller: str) -> bool:
         return any(controller in h.controllers for h in self._hierarchies)
@@ -102,8 +111,8 @@ def _limit(group: Path, h: Hierarchy, spec: MachineSpec) -> None:
             (group / file).write_text(value)
 
 
-def find() -> list[Hierarchy]:
-    """The hierarchies that hold us, whether or not groups can be made there."""
+def find(wanted: Collection[str] = CONTROLLERS) -> list[Hierarchy]:
+    """The hierarchies that hold us and have some of these controllers, whether or not groups can be made there."""
     paths: dict[str, str] = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, names, path = line.split(":", 2)
@@ -114,13 +123,13 @@ def find() -> list[Hierarchy]:
         root, mount = (_unescape(field) for field in before.split()[3:5])
         kind, _, options = after.split(" ", 2)
         if kind == "cgroup":
-            held = set(options.split(",")) & set(CONTROLLERS) & paths.keys()
+            held = set(options.split(",")) & set(wanted) & paths.keys()
             own = _own(mount, root, paths[min(held)]) if held else None
             if own:
                 found.append(Hierarchy(own, 1, frozenset(held)))
         elif kind == "cgroup2" and "" in paths:
             own = _own(mount, root, paths[""])
-            base = own and _delegated(own)
+            base = own and _delegated(own, wanted)
             if base:
                 found.append(base)
     return list(dict.fromkeys(found))
@@ -138,7 +147,7 @@ def _own(mount: str, root: str, path: str) -> Path | None:
     return Path(mount) / below
 
 
-def _delegated(own: Path) -> Hierarchy | None:
+def _delegated(own: Path, wanted: Collection[str]) -> Hierarchy | None:
     if not (own / "cgroup.type").exists():
         base = own  # only the true root has no type; processes may stay in it
     elif _marked(own):
@@ -148,7 +157,7 @@ def _delegated(own: Path) -> Hierarchy | None:
     else:
         return None
     try:
-        offered = frozenset((base / "cgroup.controllers").read_text().split()) & set(CONTROLLERS)
+        offered = frozenset((base / "cgroup.controllers").read_text().split()) & set(wanted)
     except OSError:
         return None
     return Hierarchy(base, 2, offered) if offered else None
@@ -243,3 +252,16 @@ def out_of_memory(groups: Iterable[Path]) -> bool:
                 if int(counts.get("oom_kill", 0)) > 0:
                     return True
     return False
+
+
+def usage(groups: Iterable[Path]) -> Usage | None:
+    """What the processes of the groups have used, also those that have ended; None where nothing counts it."""
+    found: dict[str, int] = {}
+    for group in groups:
+        with suppress(OSError):
+            found["cpuacct.usage"] = int((group / "cpuacct.usage").read_text())
+        with suppress(OSError):
+            found |= {name: int(value) for name, value in map(str.split, (group / "cpu.stat").read_text().splitlines())}
+    used_s = found.get("cpuacct.usage", 0) / 1e9 + found.get("usage_usec", 0) / 1e6
+    throttled_s = found.get("throttled_time", 0) / 1e9 + found.get("throttled_usec", 0) / 1e6
+    return Usage(used_s, throttled_s) if {"cpuacct.usage", "usage_usec"} & found.keys() else None

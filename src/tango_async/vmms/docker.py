@@ -23,7 +23,7 @@ import msgspec
 
 from ..config import Settings
 from ..errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
-from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
+from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 from . import bootstrap
 from .engine import Attached, Ending, Engine, State
 from .images import Images
@@ -116,7 +116,7 @@ class LocalDocker:
     """The back-end over the engine of `settings.docker.host`, or of /var/run/docker.sock."""
 
     name = "localDocker"
-    capabilities = Capabilities(adopt=True, prestart=True, load_images=True, network=True)
+    capabilities = Capabilities(adopt=True, prestart=True, load_images=True, network=True, cpusets=True)
 
     def __init__(self, settings: Settings, install: str) -> None:
         self._settings = settings.docker
@@ -340,6 +340,9 @@ class LocalDocker:
         if torn or given_up:
             raise MachineLost("the engine's log does not hold the whole output")
 
+    async def usage(self, machine: Machine) -> Usage | None:
+        return await self._engine.usage(machine.id)
+
     async def destroy_vm(self, machine: Machine) -> None:
         live = self._live.pop(machine.id, None)
         if live is not None:
@@ -394,6 +397,7 @@ class LocalDocker:
             "Memory": spec.memory_bytes,
             "MemorySwap": spec.memory_bytes,
             "NanoCpus": int(min(spec.cores, self._engine.cores) * 10**9),
+            "CpusetCpus": spec.cpuset,
             "IpcMode": "private",
             "LogConfig": LOG,
             "ReadonlyRootfs": True,

@@ -24,6 +24,7 @@ import aiohttp
 from aiodocker.stream import Stream
 
 from ..errors import ImageNotFound, MachineLost, VmmsError, VmmsUnavailable
+from ..model import Usage
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 
@@ -164,6 +165,15 @@ class Engine:
         if state["Status"] in ("removing", "dead"):
             raise MachineLost(f"the machine {name} is being removed")
         return State(state["Status"], state["Running"], state["ExitCode"], state["OOMKilled"])
+
+    async def usage(self, name: str) -> Usage | None:
+        """What a running container has used; None for one that has ended, whose counters are gone."""
+        with ours():
+            path = f"containers/{name}/stats"
+            found = await self._docker._query_json(path, params={"stream": "false", "one-shot": "true"})
+        counts = found["cpu_stats"]
+        total_ns = counts["cpu_usage"]["total_usage"]
+        return Usage(total_ns / 1e9, counts["throttling_data"]["throttled_time"] / 1e9) if total_ns else None
 
     async def remove(self, name: str) -> None:
         """With its processes and anonymous volumes; success if it is gone or going."""

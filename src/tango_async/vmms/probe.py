@@ -34,7 +34,7 @@ OPTIONS = ("--size", "--perms", "--clearenv", "--as-pid-1", "--info-fd", "--secc
 PROBE_S = 20.0
 
 
-def programs(bwrap: str, *, as_root: bool, on_host: bool) -> str:
+def programs(bwrap: str, *, as_root: bool, on_host: bool, pins: bool = False) -> str:
     """The full path of bubblewrap. Raises VmmsUnavailable naming the first package that is missing."""
     try:
         os.close(os.pidfd_open(os.getpid()))
@@ -43,7 +43,7 @@ def programs(bwrap: str, *, as_root: bool, on_host: bool) -> str:
     found = shutil.which(bwrap)
     if found is None:
         raise VmmsUnavailable(f"localSandbox: {bwrap} is not installed; try: apt-get install bubblewrap")
-    needed = NEEDS | ({"setpriv": "util-linux"} if as_root else {})
+    needed = NEEDS | ({"setpriv": "util-linux"} if as_root else {}) | ({"taskset": "util-linux"} if pins else {})
     for program, package in needed.items():
         if (on_host or program not in ("make", "tar")) and shutil.which(program) is None:
             raise VmmsUnavailable(f"localSandbox: {program} is not installed; try: apt-get install {package}")

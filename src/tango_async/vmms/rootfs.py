@@ -10,7 +10,7 @@ fill the host's memory through them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..model import MachineSpec
@@ -40,9 +40,12 @@ nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
 }
 """The host's /etc, as far as a job sees one."""
 
-FILTER, _FILTER_FD = "seccomp", 4
+FILTER, FILTER_PINNED, _FILTER_FD = "seccomp", "seccomp-pinned", 4
 
-FILES: Mapping[str, bytes] = {name: text.encode() for name, text in ETC.items()} | {FILTER: seccomp.program()}
+FILES: Mapping[str, bytes] = {name: text.encode() for name, text in ETC.items()} | {
+    FILTER: seccomp.program(),
+    FILTER_PINNED: seccomp.program(pinned=True),
+}
 """What bubblewrap reads from descriptors."""
 
 
@@ -57,6 +60,10 @@ class View:
     uid: int
     gid: int
     files: Mapping[int, str]
+
+    def pinned(self) -> View:
+        """The same for a job that may not change its affinity."""
+        return replace(self, files={**self.files, _FILTER_FD: FILTER_PINNED})
 
 
 def view(root: str) -> View:

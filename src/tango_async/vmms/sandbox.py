@@ -23,7 +23,7 @@ import msgspec
 
 from ..config import Settings
 from ..errors import ImageNotFound, MachineLost, NotStarted, VmmsError, VmmsUnavailable
-from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
+from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 from . import cgroup, probe, rootfs
 from .bootstrap import after_mark, archive, ended, mark, why_not_started
 from .bootstrap import command as bootstrap_command
@@ -68,7 +68,7 @@ class LocalSandbox:
     """Sandboxes on this host. Jobs get no network but their own loopback."""
 
     name = "localSandbox"
-    capabilities = Capabilities(adopt=True, prestart=True)
+    capabilities = Capabilities(adopt=True, prestart=True, cpusets=True)
 
     def __init__(self, settings: Settings, install: str) -> None:
         self._settings = settings
@@ -91,8 +91,10 @@ class LocalSandbox:
         await asyncio.to_thread(self._open)
 
     def _open(self) -> None:
-        as_root = os.geteuid() == 0
-        self._bwrap = probe.programs(self._settings.sandbox.bwrap, as_root=as_root, on_host=self._uses_host())
+        as_root, divided = os.geteuid() == 0, bool(self._settings.dispatcher.quiet_cores)
+        self._bwrap = probe.programs(
+            self._settings.sandbox.bwrap, as_root=as_root, on_host=self._uses_host(), pins=divided
+        )
         self._nested_users = "--disable-userns" not in probe.options(self._bwrap)
         try:
             self._machines.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -108,7 +110,7 @@ class LocalSandbox:
         probe.sandbox([*self._enter(seen, spec, self._first_uid), "/bin/sh", "-c", ":"], files)
         self._uids = {record.id: record.uid for d in self._machines.iterdir() if (record := _read(d))}
         if self._settings.sandbox.cgroup:
-            self._cgroups.open()
+            self._cgroups.open(cores=divided)
         if not self._cgroups.bounds("memory"):
             log.warning("localSandbox: no writable control group for memory: what all jobs take together is unbounded")
 
@@ -129,9 +131,10 @@ class LocalSandbox:
     def _enter(self, seen: rootfs.View, spec: MachineSpec, uid: int) -> list[str]:
         """The command that enters a sandbox; never as root, whoever we are."""
         inside = rootfs.arguments(self._bwrap, seen, spec, nested_users=self._nested_users)
+        pinned = ["taskset", "-c", spec.cpuset] if spec.cpuset else []
         if os.geteuid() != 0:
-            return inside
-        return ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", *inside]
+            return [*pinned, *inside]
+        return [*pinned, "setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups", *inside]
 
     def _free_uid(self) -> int:
         """A uid that no other machine of this host has: the kernel counts pipes, watches and more by it."""
@@ -168,6 +171,8 @@ class LocalSandbox:
 
     async def initialize_vm(self, spec: MachineSpec, owner: str) -> Machine:
         seen = self._view(spec.image)
+        if spec.cpuset and not self._cgroups.bounds("cpuset"):
+            seen = seen.pinned()
         machine = Machine(id=secrets.token_hex(8), spec=spec, nonce=secrets.token_hex(16), owner=owner)
         group = f"{self._group}-{machine.id}"
         groups = self._cgroups.directories(group)
@@ -259,6 +264,10 @@ class LocalSandbox:
         async with aclosing(self._supervisor(machine).output()) as output:
             async for chunk in after_mark(output, machine.nonce):
                 yield chunk
+
+    async def usage(self, machine: Machine) -> Usage | None:
+        record = self._record(self._machines / machine.id)
+        return cgroup.usage(map(Path, record.groups)) if record else None
 
     async def destroy_vm(self, machine: Machine) -> None:
         directory = self._machines / machine.id

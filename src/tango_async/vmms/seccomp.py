@@ -2,7 +2,8 @@
 
 A service's session keyring is inherited by all its jobs, and keys are found by the host's uid, which
 is one for all: a key that a job leaves there has been read by another, also by a later one. io_uring
-is refused as container engines refuse it. Both end as on a kernel that does not have them, for which
+is refused as container engines refuse it. Where only their affinity keeps jobs to their cores, they are
+refused to change it. All end as on a kernel that does not have them, for which
 programs are prepared.
 """
 
@@ -23,6 +24,17 @@ _KEYRINGS: Mapping[int, Sequence[int]] = {
 }
 """The kernel's name of an architecture → its numbers of add_key, request_key and keyctl."""
 
+_SET_AFFINITY: Mapping[int, int] = {
+    0xC000_003E: 203,
+    0x4000_0003: 241,
+    0xC000_00B7: 122,
+    0x4000_0028: 241,
+    0xC000_00F3: 122,
+    0xC000_0015: 222,
+    0x8000_0016: 239,
+}
+"""… → its number of sched_setaffinity."""
+
 _IO_URING_SETUP = 425
 """Everywhere."""
 
@@ -33,11 +45,12 @@ _X32 = 0x4000_0000
 _ALLOW, _FAIL = 0x7FFF_0000, 0x0005_0000
 
 
-def program() -> bytes:
-    """The filter, in the kernel's classic BPF, as bubblewrap takes it."""
+def program(*, pinned: bool = False) -> bytes:
+    """The filter, in the kernel's classic BPF, as bubblewrap takes it. `pinned`: a job stays on the cores it has."""
     instructions = [(_LOAD, 0, 0, _ARCHITECTURE)]
     for architecture, calls in _KEYRINGS.items():
-        block = list(_refuse([*calls, _IO_URING_SETUP]))
+        pinning = [_SET_AFFINITY[architecture]] if pinned else []
+        block = list(_refuse([*calls, *pinning, _IO_URING_SETUP]))
         instructions += [(_IF_EQUAL, 0, len(block), architecture), *block]
     instructions.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
