@@ -153,7 +153,7 @@ class Dispatcher(Group, frozen=True):
     """localSandbox, localDocker, package.module:Class, or auto: Docker if an engine answers and has an image,
     else the sandbox. `TANGO_VMMS`"""
     slots: Count = max(1, os.cpu_count() or 1)
-    """Jobs that run at a time on this host. `TANGO_SLOTS`"""
+    """Jobs of one core that run at a time on this host; `tango host slots` changes it while it runs. `TANGO_SLOTS`"""
     quiet_cores: CoreList = ""
     """Processor cores of this host that only quiet jobs use, such as `2-3`; all else keeps to the others. Empty: it
     takes no quiet jobs."""

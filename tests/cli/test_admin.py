@@ -75,6 +75,11 @@ async def test_hosts_are_listed_and_told_what_to_do(api: Api) -> None:
     assert (await run(api, "hosts", key="wrong"))[0::2] == (2, "tango: Key not recognized\n")
 
 
+async def test_a_job_is_shown_with_its_machine(api: Api) -> None:
+    await api.add(vm={"cores": 2, "memory": 256})
+    assert "machine   2.0 cores, 256 MB\n" in (await run(api, "job", 1))[1]
+
+
 async def test_a_job_is_cancelled_by_its_id_though_a_later_one_has_its_output(api: Api) -> None:
     first, second = [(await api.add(timeout=timeout)).json["jobId"] for timeout in (10, 11)]
     assert (await run(api, "cancel", first))[:2] == (0, "Job cancelled\n")

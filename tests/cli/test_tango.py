@@ -169,6 +169,15 @@ async def test_run_sends_the_directorys_files_and_those_named_which_win(server: 
     assert server.idempotency_keys[0]
 
 
+async def test_run_asks_for_sizes_only_if_it_is_told_to(server: Upstream, lab: Path) -> None:
+    await tango("run", lab, "--cores", "1.5", "--memory", 256, "--quiet-cores", url=server.url)
+    server.polls_until_ready = 1
+    await tango("run", lab, url=server.url)
+    sized, plain = server.jobs
+    assert (sized["vm"], sized["quiet"]) == ({"cores": 1.5, "memory": 256}, True)
+    assert "vm" not in plain and "quiet" not in plain
+
+
 async def test_a_file_that_the_server_has_is_not_sent_again(server: Upstream, lab: Path) -> None:
     server.md5s = True
     await tango("run", lab, url=server.url)

@@ -204,6 +204,17 @@ class Following:
         assert ran == Ran(Exit(0), b"gone\n")
 
 
+WHERE = """\
+import os
+first = sorted(os.sched_getaffinity(0))
+try:
+    os.sched_setaffinity(0, range(os.cpu_count()))
+except OSError:
+    pass
+print(first, sorted(os.sched_getaffinity(0)), flush=True)
+"""
+
+
 class Hostile:
     """A job harms itself only, and sees nothing of the host or of others."""
 
@@ -321,6 +332,20 @@ class Hostile:
 
 class Lifetime:
     """Machines are found, followed and removed by whoever comes."""
+
+    async def test_a_machine_keeps_to_its_cores_and_what_it_uses_is_counted(self, backend: Backend) -> None:
+        if not backend.vmms.capabilities.cpusets:
+            pytest.skip("the back-end keeps no machine to some cores")
+        core = max(os.sched_getaffinity(0))
+        files = {"where.py": WHERE} | make("python3 where.py", "sleep 1")
+        async with backend.machine(cpuset=str(core)) as machine:
+            before = await backend.vmms.usage(machine)
+            await backend.vmms.copy_in(machine, inputs(files), limit())
+            assert await first_output(backend.vmms, machine) == f"[{core}] [{core}]\n".encode()
+            after = await backend.vmms.usage(machine)
+            assert (await follow(backend.vmms, machine)).code == 0
+        assert (before is None) == (after is None)
+        assert before is None or after is None or 0 <= before.cpu_s < after.cpu_s
 
     async def test_eight_at_a_time(self, backend: Backend) -> None:
         ran = await asyncio.gather(*(backend.run(make(f"sleep 0.1; echo {i}")) for i in range(8)))

@@ -153,6 +153,10 @@ async def test_a_keys_jobs_are_found_behind_those_of_others(api: Api) -> None:
         ("GET", "/callbacks/KEY/1/"),
         ("POST", "/callbacks/KEY/1"),
         ("POST", "/erase/KEY/"),
+        ("GET", "/hosts/KEY/"),
+        ("POST", "/hosts/KEY/host/pause/"),
+        ("POST", "/hosts/KEY/host/resume"),
+        ("POST", "/hosts/KEY/host/slots/2/"),
     ],
 )
 async def test_what_is_for_admins_needs_the_scope(api: Api, method: str, path: str) -> None:

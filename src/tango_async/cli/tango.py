@@ -166,6 +166,7 @@ async def job(client: TangoClient, job_id: int, as_json: bool) -> None:
         ("name", found.name),
         ("state", _state(found, dead)),
         ("image", found.vm.get("image", "")),
+        ("machine", _machine(found)),
         ("timeout", found.timeout or "the server's default"),
         ("retries", found.retries),
         ("output", found.output_file or ""),
@@ -250,6 +251,13 @@ def _foretold(found: Job) -> list[tuple[str, object]]:
     starts = "when a dispatcher offers what it needs" if found.eta_s is None else f"in about {found.eta_s:.0f} s"
     error = "" if found.eta_error_s is None else f" (such forecasts were wrong by {found.eta_error_s:.0f} s)"
     return [("position", f"{found.position} jobs start before it"), ("starts", starts + error)]
+
+
+def _machine(found: Job) -> str:
+    """As far as it is told; Tango leaves most of it null."""
+    units = {"cores": "{} cores", "memory": "{} MB", "vmms": "{}"}
+    told = [form.format(found.vm[name]) for name, form in units.items() if found.vm.get(name)]
+    return ", ".join(told) or "not told"
 
 
 def _state(found: Job, dead: bool) -> str:

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from .. import __version__
 from ..config import Settings
-from ..errors import QueueUnavailable
+from ..errors import QueueUnavailable, VmmsUnavailable
 from ..files.base import FileStore
 from ..model import DispatcherRecord, JobSpec, MachineSpec, class_name
 from ..queue.bells import Bells
@@ -159,7 +159,7 @@ class Dispatcher:
         return sum(claim.spec.slots for claim in claims)
 
     def _offers(self) -> list[tuple[dict[str, int], int]]:
-        """How many jobs of each requirement class this host can run now, for each kind of slots, and how many of those."""
+        """For each kind of slots the room for jobs of each requirement class, and the slots that are free."""
         names = self._images.names
         quiet = [class_name(image, quiet=True) for image in names]
         offers = [(names, self._slots.free), (quiet, self._cores.turns.free)]

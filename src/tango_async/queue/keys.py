@@ -43,7 +43,7 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | builds              | hash   | image and archive → build order and each host's verdict                  |
 | upkeep              | string | which dispatcher does the upkeep; expires                                |
 
-A class is what a job requires of its dispatcher (its image); a lane is a course; a place is
+A class is what a job requires of its dispatcher (its image, or `IMAGE|quiet`); a lane is a course; a place is
 `<class>⇥<lane>`; ⇥ is a tab, which no name can hold.
 
 Fields of a job: spec (msgpack), class, lane, who (its submitter), state, order, slots, longest_ms (it

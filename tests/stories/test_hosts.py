@@ -1,0 +1,49 @@
+"""A host that is paused and resumed while the whole service runs, and its dispatcher dies in between."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from support.service import Service
+
+
+async def host(service: Service) -> dict[str, Any]:
+    found: list[dict[str, Any]] = (await service.json("GET", "/hosts/test/"))["hosts"]
+    assert len(found) == 1
+    return found[0]
+
+
+async def until(service: Service, **fields: object) -> dict[str, Any]:
+    async with asyncio.timeout(20):
+        while True:
+            found = await host(service)
+            if all(found[name] == value for name, value in fields.items()):
+                return found
+            await asyncio.sleep(0.05)
+
+
+async def test_a_paused_host_stays_paused_until_it_is_resumed(service: Service, sandbox: None) -> None:
+    service.environment["TANGO_DISPATCHER_LEASE_S"] = "600"
+    service.environment["TANGO_DISPATCHER_ADOPT_GRACE_S"] = "600"
+    await service.run("tango-http")
+    dispatcher = await service.run("tango-dispatcher")
+    await service.upload("lab", {"Makefile": b"autograde:\n\t@sleep 1; echo done\n"})
+    await service.add("lab", ["Makefile"], "first")
+    install = (await until(service, state="ready"))["install"]
+    async with asyncio.timeout(20):
+        while not (await service.json("GET", "/jobs/test/0/"))["jobs"][0]["assigned"]:
+            await asyncio.sleep(0.02)
+    assert (await service.json("POST", f"/hosts/test/{install}/pause/"))["statusId"] == 0
+    await until(service, state="paused")
+    assert (await service.poll("lab", "first")).endswith("done\n")
+    await service.add("lab", ["Makefile"], "second")
+    dispatcher.kill()
+    service.processes.remove(dispatcher)
+    again = await service.run("tango-dispatcher")
+    assert "paused" in again.said()
+    assert (await host(service))["paused"]
+    (job,) = (await service.json("GET", "/jobs/test/0/"))["jobs"]
+    assert not job["assigned"]
+    assert (await service.json("POST", f"/hosts/test/{install}/resume/"))["statusId"] == 0
+    assert (await service.poll("lab", "second")).endswith("done\n")
