@@ -117,3 +117,37 @@ def test_a_wrong_limit_is_refused_by_name(tmp_path: Path, text: str, said: str) 
     file.write_text(text)
     with pytest.raises(config.ConfigError, match=re.escape(said)):
         config.load(file, environ={})
+
+
+def test_images_have_pools_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "tango.toml"
+    file.write_text(
+        "[pools]\ndemand = 2\n"
+        '[[pools.image]]\npattern = "15213-*"\nmin = 3\nmax = 8\nnetwork = false\n'
+        '[[pools.image]]\npattern = "*"\ncores = 0.5\n'
+    )
+    settings = config.load(file, environ={})
+    assert [table.network for table in settings.pools.image] == [False, None]
+    file.write_text(settings_table.as_toml(config.show(settings)))
+    assert config.load(file, environ={}) == settings
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[pools.image]]\nmin = 1",
+        '[[pools.image]]\npattern = "x"\nmin = 1001',
+        '[[pools.image]]\npattern = "x"\nmin = -1',
+        '[[pools.image]]\npattern = "x"\nmin = 3\nmax = 2',
+        '[pools]\nmax = 2\n[[pools.image]]\npattern = "x"\nmin = 3',
+        '[[pools.image]]\npattern = "x"\ncores = inf',
+        '[[pools.image]]\npattern = "x"\nmemory_bytes = 0',
+        "[pools]\nidle_s = 0",
+        "[pools]\nmax_idle = -1",
+    ],
+)
+def test_a_wrong_pool_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tango.toml"
+    file.write_text(text)
+    with pytest.raises(config.ConfigError, match=r"pools"):
+        config.load(file, environ={})

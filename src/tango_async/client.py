@@ -75,6 +75,8 @@ class Pool(msgspec.Struct, frozen=True):
 
     total: list[int | str] = msgspec.field(default_factory=list)
     free: list[int | str] = msgspec.field(default_factory=list)
+    problem: str = ""
+    """Why there are none; Tango does not say."""
 
 
 class JobRequest(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from .errors import ConfigError
+from .model import MAX_POOL
 
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 Bytes = Annotated[int, Meta(ge=1)]
@@ -29,6 +30,9 @@ CoreList = Annotated[str, Meta(pattern=r"^([0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(
 Room = Annotated[int, Meta(ge=0)]
 LEAST_PRIORITY, MOST_PRIORITY = -100, 100
 Priority = Annotated[int, Meta(ge=LEAST_PRIORITY, le=MOST_PRIORITY)]
+Machines = Annotated[int, Meta(ge=0, le=MAX_POOL)]
+
+HOST_MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -205,6 +209,43 @@ SIZES = ("timeout_s", "output_bytes", "file_bytes", "processes", "memory_bytes",
 """Settings of a job's limits that addJob can change, up to those with `max_` before them."""
 
 
+class ImagePool(Group, frozen=True):
+    """A table of `[[pools.image]]`: the pools of the images that a pattern fits; what it leaves out is as for all."""
+
+    pattern: Annotated[str, Meta(min_length=1)]
+    min: Machines = 0
+    max: Machines | None = None
+    demand: Machines | None = None
+    idle_s: Seconds | None = None
+    cores: Annotated[float, Meta(gt=0, le=4096)] | None = None
+    memory_bytes: Bytes | None = None
+    network: bool | None = None
+
+
+class Pools(Group, frozen=True):
+    """Machines that are made before their job is there, and wait for it. `prealloc` and `scale` order them as well."""
+
+    demand: Machines = 0
+    """Machines of one image and size that are kept ready because jobs came: as many as were in use at once within
+    `idle_s`, and at most these. 0: none, since whoever is told nothing should find no memory in use for it."""
+    idle_s: Seconds = 300.0
+    """How long demand is remembered; then its machines go."""
+    max: Machines = 0
+    """Most machines of one image at a time, those in use included: further jobs of it wait, and others pass them.
+    0: as many as there are slots."""
+    max_idle: Annotated[int, Meta(ge=0, le=10_000)] = 100
+    """Most machines that wait on this host, of all images. When more are wanted, those of the image that was used
+    longest ago go first. With Docker each one takes three open files of the dispatcher."""
+    idle_memory_bytes: Room = HOST_MEMORY_BYTES // 8
+    """Most memory of the host that they take all together, by what one takes until it has a job (some 16 MiB)."""
+    spare_memory_bytes: Room = HOST_MEMORY_BYTES // 16
+    """When the host has less memory available than this, machines that wait are removed, and none is made."""
+    image: tuple[ImagePool, ...] = ()
+    """Tables `[[pools.image]]`: the first one whose `pattern` (`*` and `?`) fits an image's name holds for it. `cores`
+    and `memory_bytes` are those of its jobs that ask for nothing special; `min` such machines are always ready, without
+    a network if `network` is false; `max`, `demand` and `idle_s` are as above."""
+
+
 class Limits(Group, frozen=True):
     """What one job may use; a job may ask for less, and for more up to the most."""
 
@@ -311,6 +352,7 @@ class Settings(Group, frozen=True):
     retention: Retention = Retention()
     share: Share = Share()
     dispatcher: Dispatcher = Dispatcher()
+    pools: Pools = Pools()
     limits: Limits = Limits()
     sandbox: Sandbox = Sandbox()
     docker: Docker = Docker()
@@ -414,6 +456,9 @@ def _check(s: Settings) -> Settings:
             own, most = getattr(table, name), getattr(table, f"max_{name}") or getattr(s.limits, f"max_{name}")
             if own is not None and own > most:
                 raise ConfigError(f"limits.image: {table.name}: {name} is more than max_{name}, which is {most}")
+    for pool in s.pools.image:
+        if 0 < (s.pools.max if pool.max is None else pool.max) < pool.min:
+            raise ConfigError(f"pools.image: {pool.pattern}: max is less than min")
     if s.dispatcher.adopt_grace_s < s.dispatcher.lease_s:
         raise ConfigError("dispatcher.adopt_grace_s: less than dispatcher.lease_s")
     return s

@@ -275,10 +275,36 @@ class Capabilities:
     prestart: bool = False
     """Machines can be made before their job is known."""
     load_images: bool = False
+    image_ids: bool = False
+    """It can tell whether a name means another image than before."""
     network: bool = False
     """Jobs can be given a network."""
     cpusets: bool = False
     """Machines keep to the processors of their `cpuset`, and `usage` tells what they used."""
+    idle_bytes: int = 16 * 1024**2
+    """Memory of the host that a prestarted machine takes until it has a job."""
+
+
+MAX_POOL = 1000
+"""Machines of one image that can be ordered of a dispatcher."""
+
+EVERY_IMAGE = "*"
+"""No image's name: stands for all that have no order of their own."""
+
+
+class PoolOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator wants to have ready on every host that has the image."""
+
+    size: int
+    """Machines that wait; 0 is none, also where the settings say otherwise."""
+    max: int = 0
+    """Of EVERY_IMAGE: machines of one image at a time."""
+    vmms: str | None = None
+    """None: any."""
+    cores: float | None = None
+    memory_mb: int | None = None
+    network: bool | None = None
+    """Like the two above: None is as a job has that asks for nothing special."""
 
 
 class PoolState(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,6 +312,8 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
 
     total: tuple[int, ...] = ()
     free: tuple[int, ...] = ()
+    problem: str = ""
+    """Why none could be made lately, as the engine says; may name things of the host."""
 
 
 class HostOrders(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,9 +1,10 @@
-"""How this process feels: how late its event loop is, and how much memory it holds."""
+"""How this process feels: how late its event loop is, how much memory it holds and could have."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 TICK_S = 0.25
@@ -31,6 +32,15 @@ class Vitals:
             await asyncio.sleep(TICK_S)
             self._lags[tick % WORST_OF] = max(0.0, loop.time() - due)
             tick += 1
+
+
+def available_bytes() -> int:
+    """Memory that programs on this host can still have without swapping; no limit where the kernel does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return sys.maxsize
 
 
 def rss_bytes() -> int:

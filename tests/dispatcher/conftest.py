@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from uuid import uuid4
 
 import msgspec
@@ -11,11 +11,12 @@ import pytest
 
 from support.fake_vmms import FakeEngine, FakeVmms
 from support.jobs import limits, spec
-from tango_async.config import Settings
+from tango_async.config import Pools, Settings
 from tango_async.dispatcher.dispatcher import Dispatcher
 from tango_async.files.local import LocalStore
 from tango_async.model import JobRecord, JobState
 from tango_async.queue.redis import Queue
+from tango_async.vmms.base import Vmms
 
 LAB = "test-course-lab"
 
@@ -24,10 +25,19 @@ class Bench:
     """Adds jobs and runs dispatchers, all in the test's own loop."""
 
     def __init__(self, settings: Settings, queue: Queue, store: LocalStore) -> None:
-        self.settings = settings
+        usual = limits()
+        settled = msgspec.structs.replace(
+            settings.limits,
+            cores=usual.cores,
+            memory_bytes=usual.memory_bytes,
+            processes=usual.processes,
+            disk_bytes=usual.disk_bytes,
+        )
+        self.settings = msgspec.structs.replace(settings, limits=settled)
         self.queue = queue
         self.store = store
         self.engine = FakeEngine()
+        self.vmms: Callable[[bool], Vmms] = lambda adopt: FakeVmms(self.engine, adopt=adopt)
         self.stop = asyncio.Event()
         self.running: asyncio.Task[None] | None = None
 
@@ -35,12 +45,15 @@ class Bench:
         changed = msgspec.structs.replace(self.settings.dispatcher, **changes)
         self.settings = msgspec.structs.replace(self.settings, dispatcher=changed)
 
+    def pools(self, **settings: object) -> None:
+        self.settings = msgspec.structs.replace(self.settings, pools=msgspec.convert(settings, Pools))
+
     async def start(self, *, adopt: bool = True) -> None:
         """Returns when the dispatcher takes work."""
         self.stop = asyncio.Event()
         ready = asyncio.Event()
         queue = Queue(self.settings)
-        dispatcher = Dispatcher(self.settings, queue, self.store, FakeVmms(self.engine, adopt=adopt), "install")
+        dispatcher = Dispatcher(self.settings, queue, self.store, self.vmms(adopt), "install")
 
         async def run() -> None:
             try:

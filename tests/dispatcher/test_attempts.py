@@ -6,8 +6,9 @@ import asyncio
 from collections import Counter
 
 from dispatcher.conftest import Bench
+from support.fake_vmms import IMAGE
 from tango_async.errors import VmmsError
-from tango_async.model import JobState, Verdict
+from tango_async.model import JobState, PoolOrder, Verdict
 from tango_async.queue.redis import Cancelled
 
 
@@ -92,12 +93,12 @@ async def test_a_machine_that_cannot_be_made_is_tried_again(bench: Bench) -> Non
 async def test_a_defect_met_while_machines_are_prepared_stops_nothing(bench: Bench) -> None:
     bench.change(machine_wait_s=0.5, lease_s=0.6)
     bench.engine.refuse_creation = [OverflowError("a defect")]
-    await bench.queue.want_pool("autograding_image", 1, None, None, None)
+    await bench.queue.want_pool(IMAGE, PoolOrder(size=1))
     await bench.start()
     await bench.until_true(lambda: not bench.engine.refuse_creation)
     job, _ = await bench.grade("exit 0")
     assert job.verdict is Verdict.SUCCESS
-    await bench.queue.want_pool("autograding_image", 0, None, None, None)
+    await bench.queue.want_pool(IMAGE, PoolOrder(size=0))
     await bench.until_true(lambda: not bench.engine.machines)
 
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from dispatcher.conftest import Bench
+from support.fake_vmms import IMAGE
 from tango_async.errors import StoreFull
-from tango_async.model import JobState, Verdict
+from tango_async.model import JobState, PoolOrder, Verdict
 
 
 async def test_a_stop_lets_running_jobs_finish_and_claims_no_more(bench: Bench) -> None:
@@ -64,13 +65,13 @@ async def test_machines_that_nobody_owns_are_removed_at_the_start(bench: Bench) 
 async def test_prepared_machines_are_kept_ready_and_replaced(bench: Bench) -> None:
     bench.change(lease_s=0.6)
     await bench.start()
-    await bench.queue.want_pool("autograding_image", 2, None, None, None)
+    await bench.queue.want_pool(IMAGE, PoolOrder(size=2))
     await bench.until_true(lambda: len(bench.engine.machines) == 2)
     made = bench.engine.made
     assert (await bench.grade("exit 0", network=False))[0].verdict is Verdict.SUCCESS
     await bench.until_true(lambda: bench.engine.made > made)
     await bench.until_true(lambda: len(bench.engine.machines) == 2)
-    await bench.queue.want_pool("autograding_image", 0, None, None, None)
+    await bench.queue.want_pool(IMAGE, PoolOrder(size=0))
     await bench.until_true(lambda: not bench.engine.machines)
 
 
@@ -104,12 +105,12 @@ async def test_a_machine_that_takes_long_to_make_is_no_stray(bench: Bench) -> No
 async def test_prepared_machines_that_their_engine_lost_cost_a_job_nothing(bench: Bench) -> None:
     bench.change(lease_s=0.6)
     await bench.start()
-    await bench.queue.want_pool("autograding_image", 3, None, None, None)
+    await bench.queue.want_pool(IMAGE, PoolOrder(size=3))
     await bench.until_true(lambda: len(bench.engine.machines) == 3)
     bench.engine.machines.clear()
     job, _ = await bench.grade("exit 0", network=False)
     assert (job.verdict, job.attempts) == (Verdict.SUCCESS, 1)
-    await bench.queue.want_pool("autograding_image", 0, None, None, None)
+    await bench.queue.want_pool(IMAGE, PoolOrder(size=0))
     await bench.until_true(lambda: not bench.engine.machines)
 
 

@@ -19,7 +19,7 @@ ROUTES = [
     ("GET", "/open/{}/lab/"), ("POST", "/upload/{}/lab/"), ("POST", "/addJob/{}/lab/"), ("GET", "/poll/{}/lab/x"),
     ("GET", "/getPartialOutput/{}/1/"), ("GET", "/jobs/{}/0/"), ("POST", "/jobs/{}/1"), ("GET", "/info/{}/"),
     ("GET", "/pool/{}/"), ("GET", "/pool/{}/img/"), ("POST", "/prealloc/{}/img/1/"), ("GET", "/prealloc/{}/img/1"),
-    ("POST", "/build/{}/"), ("POST", "/cancel/{}/lab/x/"), ("POST", "/cancel/{}/1"),
+    ("POST", "/scale/{}/0/1/"), ("POST", "/build/{}/"), ("POST", "/cancel/{}/lab/x/"), ("POST", "/cancel/{}/1"),
 ]  # fmt: skip
 
 

@@ -148,6 +148,7 @@ async def test_a_keys_jobs_are_found_behind_those_of_others(api: Api) -> None:
     [
         ("POST", "/prealloc/KEY/autograding_image/1/"),
         ("GET", "/prealloc/KEY/autograding_image/1"),
+        ("POST", "/scale/KEY/0/1/"),
         ("POST", "/build/KEY/"),
         ("GET", "/callbacks/KEY/"),
         ("GET", "/callbacks/KEY/1/"),

@@ -11,7 +11,7 @@ import pytest
 
 from support.api import Api
 from tango_async.config import Settings
-from tango_async.model import PoolState
+from tango_async.model import EVERY_IMAGE, PoolOrder, PoolState
 
 IMAGE = "autograding_image"
 POOL = {"total": [1, 2], "free": [2]}
@@ -68,13 +68,18 @@ async def test_an_unknown_pool_is_an_error_with_all_pools(api: Api) -> None:
 @pytest.mark.parametrize(
     ("method", "body", "wanted"),
     [
-        ("POST", b'{"vmms": "localDocker", "cores": 1, "memory": 512}', ("localDocker", 1.0, 512)),
-        ("GET", b"cores=1&memory=512", (None, 1.0, 512)),
-        ("POST", b"", (None, None, None)),
-        ("POST", None, (None, None, None)),
-        ("GET", None, (None, None, None)),
-        ("POST", b"{}", (None, None, None)),
-        ("POST", b'{"vmms": null, "cores": 0.5, "x": []}', (None, 0.5, None)),
+        (
+            "POST",
+            b'{"vmms": "localDocker", "cores": 1, "memory": 512}',
+            {"vmms": "localDocker", "cores": 1.0, "memory_mb": 512},
+        ),
+        ("GET", b"cores=1&memory=512", {"cores": 1.0, "memory_mb": 512}),
+        ("GET", b"network=false", {"network": False}),
+        ("POST", b"", {}),
+        ("POST", None, {}),
+        ("GET", None, {}),
+        ("POST", b"{}", {}),
+        ("POST", b'{"vmms": null, "cores": 0.5, "network": null, "x": []}', {"cores": 0.5}),
     ],
 )
 async def test_prealloc_takes_json_a_form_or_nothing(api: Api, method: str, body: bytes | None, wanted: Any) -> None:
@@ -82,9 +87,7 @@ async def test_prealloc_takes_json_a_form_or_nothing(api: Api, method: str, body
     for slash in ("", "/"):
         reply = await api.send(method, f"/prealloc/test/{IMAGE}/3{slash}", body)
         assert reply.outcome == (0, "VMs preallocated")
-    vmms, cores, memory = wanted
-    order = {"size": 3, "vmms": vmms, "cores": cores, "memory_mb": memory}
-    assert (await api.queue.pool_orders())[IMAGE] == order
+    assert await api.queue.pool_orders() == {IMAGE: PoolOrder(size=3, **wanted)}
 
 
 @pytest.mark.parametrize("number", ["-1", "x", "1001", "1.5", "9" * 50, "٣"])
@@ -104,6 +107,26 @@ async def test_a_bad_number_of_machines_is_refused(api: Api, number: str) -> Non
 async def test_a_bad_prealloc_body_is_refused(api: Api, body: bytes) -> None:
     await api.publish(IMAGE)
     assert (await api.post(f"/prealloc/test/{IMAGE}/1/", body)).outcome[0] == -1
+
+
+async def test_all_pools_are_scaled_and_scaled_no_more(api: Api) -> None:
+    for slash in ("", "/"):
+        assert (await api.post(f"/scale/test/1/4{slash}")).outcome == (0, "Pools scaled")
+    assert await api.queue.pool_orders() == {EVERY_IMAGE: PoolOrder(size=1, max=4)}
+    assert (await api.post("/scale/test/0/0/")).outcome == (0, "Pools are no longer scaled")
+    assert await api.queue.pool_orders() == {}
+
+
+@pytest.mark.parametrize("bounds", ["2/1", "-1/3", "0/1001", "x/2", "1/", "1.5/2", "٣/9"])
+async def test_bad_bounds_are_refused(api: Api, bounds: str) -> None:
+    assert (await api.post(f"/scale/test/{quote(bounds)}/")).json["statusId"] == -1
+    assert await api.queue.pool_orders() == {}
+
+
+async def test_a_pool_of_which_no_machine_can_be_made_says_so_and_no_more(api: Api) -> None:
+    await api.publish(IMAGE, pools={IMAGE: PoolState(total=(1,), problem="exec /var/secret: not found")})
+    pools = (await api.get("/pool/test/")).json["pools"]
+    assert pools == {IMAGE: {"total": [1], "free": [], "problem": "No machine can be made now"}}
 
 
 async def test_machines_of_an_unknown_image_are_refused(api: Api) -> None:

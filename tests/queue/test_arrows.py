@@ -326,3 +326,11 @@ async def test_a_server_emptied_under_a_living_connection_repeats_no_id(settings
     await queue._command("DEL", f"{settings.queue.prefix}ids")
     assert await add(queue) > last
     await queue.close()
+
+
+async def test_a_job_whose_machine_was_dead_starts_on_another_and_only_that_is_its_own(queue: Queue) -> None:
+    job_id, held = await add(queue), await claim(queue)
+    assert [await queue.start(held, machine) for machine in ("dead", "m", "m")] == [Answer.OK] * 3
+    assert await queue.adopt("dead", "b") is None
+    found = await queue.adopt("m", "b")
+    assert found is not None and found[0].id == job_id

@@ -73,12 +73,16 @@ class FakeEngine:
     def __init__(self) -> None:
         self.machines: dict[str, FakeMachine] = {}
         self.images = [IMAGE]
+        self.ids = {IMAGE: "1"}
         self.up = True
         self.loads = False
         self.slow_s = 0.0
         self.made = 0
         self.starts = 0
         self.refuse_creation: list[Exception] = []
+        self.broken: dict[str, str] = {}
+        """Image → why none of its machines can be made."""
+        self.tries = 0
 
 
 class FakeVmms:
@@ -88,7 +92,7 @@ class FakeVmms:
 
     def __init__(self, engine: FakeEngine, *, adopt: bool = True) -> None:
         self.engine = engine
-        self.capabilities = Capabilities(adopt=adopt, prestart=True, load_images=engine.loads)
+        self.capabilities = Capabilities(adopt=adopt, prestart=True, load_images=engine.loads, image_ids=True)
 
     async def open(self) -> None:
         self._check()
@@ -104,6 +108,10 @@ class FakeVmms:
         self._check()
         return list(self.engine.images)
 
+    async def image_ids(self) -> dict[str, str]:
+        self._check()
+        return dict(self.engine.ids)
+
     async def load_image(self, name: str, archive: AsyncIterator[bytes]) -> None:
         if b"".join([c async for c in archive]) != b"an image":
             raise VmmsError("not an image")
@@ -111,8 +119,11 @@ class FakeVmms:
 
     async def initialize_vm(self, spec: MachineSpec, owner: str) -> Machine:
         self._check()
+        self.engine.tries += 1
         if spec.image not in self.engine.images:
             raise ImageNotFound(spec.image)
+        if spec.image in self.engine.broken:
+            raise VmmsError(self.engine.broken[spec.image])
         machine = Machine(id=uuid4().hex, spec=spec, nonce=uuid4().hex, owner=owner)
         self.engine.machines[machine.id] = FakeMachine(machine)
         await asyncio.sleep(self.engine.slow_s)
@@ -129,7 +140,9 @@ class FakeVmms:
     async def copy_in(self, machine: Machine, files: Sequence[InputFile], limits: Limits) -> None:
         self._check()
         sent = {f.name: b"".join([c async for c in f.chunks()]) for f in files}
-        fake = self.engine.machines[machine.id]
+        fake = self.engine.machines.get(machine.id)
+        if fake is None:
+            raise MachineLost("no such machine")
         self.engine.starts += 1
         fake.task = asyncio.create_task(fake.do(sent["Makefile"].decode()))
 

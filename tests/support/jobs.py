@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import uuid4
 
-from tango_async.model import Claim, JobSpec, Limits
+from tango_async.model import Claim, JobSpec, Limits, MachineSpec
 from tango_async.queue.redis import Queue
 
 
@@ -43,3 +43,10 @@ async def claim_one(
     """The next job of the classes, as a dispatcher with one slot asks for it."""
     claims = await queue.claim(instance, request or uuid4().hex, dict.fromkeys(classes, 1))
     return claims[0] if claims else None
+
+
+def machine_of(image: str, **changes: object) -> MachineSpec:
+    values: dict[str, object] = {
+        "image": image, "network": False, "cores": 1.0, "memory_bytes": 1024**3, "processes": 64, "disk_bytes": 1024**3,
+    }  # fmt: skip
+    return MachineSpec(**(values | changes))  # type: ignore[arg-type]

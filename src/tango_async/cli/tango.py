@@ -203,8 +203,8 @@ async def pools(client: TangoClient, image: str, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
-    rows = [(name, len(pool.total), len(pool.free)) for name, pool in sorted(found.items())]
-    click.echo(terminal.table(("IMAGE", "MACHINES", "FREE"), rows))
+    rows = [(name, len(pool.total), len(pool.free), pool.problem) for name, pool in sorted(found.items())]
+    click.echo(terminal.table(("IMAGE", "MACHINES", "FREE", "PROBLEM"), rows))
 
 
 @tango.command()

@@ -145,14 +145,28 @@ class Attempt:
         await self._hold.wait(turn)
         place = bench.cores.pick(spec.slots) if spec.quiet else nullcontext(bench.cores.ordinary)
         with place as cpuset:
-            lease = bench.pool.lease(machine_spec(self._claim, bench.vmms, cpuset))
-            async with self._lent_out(lease) as lent:
-                machine_id, vmms = lent.machine.id, bench.vmms.name
-                self._hold.check(await self._patiently(lambda: bench.queue.start(self._claim, machine_id, vmms)))
-                run = self._run_on(lent)
+            wanted = machine_spec(self._claim, bench.vmms, cpuset)
+            if not await self._on_machine(wanted, fresh=False):
+                await self._on_machine(wanted, fresh=True)
+
+    async def _on_machine(self, wanted: MachineSpec, *, fresh: bool) -> bool:
+        """False if a prepared machine turned out to be dead: then nothing of the job was run."""
+        bench, spec = self._bench, self._claim.spec
+        async with self._lent_out(bench.pool.lease(wanted, fresh=fresh)) as lent:
+            machine_id, vmms = lent.machine.id, bench.vmms.name
+            self._hold.check(await self._patiently(lambda: bench.queue.start(self._claim, machine_id, vmms)))
+            run = self._run_on(lent)
+            try:
                 result = await run.send(bench.store.inputs(spec.pin, spec.files))
                 lent.started = True
-                await self._end(result or await self._followed(run.follow()))
+                result = result or await self._followed(run.follow())
+            except (MachineLost, NotStarted) as e:
+                if not lent.prepared or (lent.started and isinstance(e, MachineLost)):
+                    raise
+                log.warning("job %d: its prepared machine was of no use, it gets another one: %s", self._claim.id, e)
+                return False
+            await self._end(result)
+            return True
 
     async def _adopted(self, machine: Machine, since_start_s: float) -> None:
         bench = self._bench

@@ -37,6 +37,7 @@ from .callbacks import Callbacks
 from .cores import Cores
 from .holds import Hold, Holds
 from .images import Images
+from .policy import Policies
 from .pool import Pool
 from .slots import Slots
 from .strays import Strays
@@ -62,9 +63,11 @@ class Dispatcher:
         self._instance = uuid4().hex
         self._started_ms = int(time.time() * 1000)
         self._holds = Holds(queue)
-        self._pool = Pool(vmms, self._instance, wait_s=settings.dispatcher.machine_wait_s)
         self._images = Images(queue, store, vmms, install)
-        waits = settings.dispatcher
+        waits, version_of = settings.dispatcher, self._images.version
+        self._pool = Pool(
+            vmms, self._instance, wait_s=waits.machine_wait_s, bounds=settings.pools, version_of=version_of
+        )
         self._strays = Strays(vmms, self._pool, period_s=waits.upkeep_s, wait_s=waits.machine_wait_s)
         self._slots = Slots(settings.dispatcher.slots)
         self._cores = Cores(settings.dispatcher.quiet_cores if vmms.capabilities.cpusets else "")
@@ -91,6 +94,8 @@ class Dispatcher:
             await self._images.look()
             await self._obey()
             await self._adopt_or_remove()
+            with suppress(QueueUnavailable):
+                await self._take_orders()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._extend_until(done))
                 group.create_task(self._beat_until(done))
@@ -150,6 +155,7 @@ class Dispatcher:
 
     async def _claim(self, request: str, room: dict[str, int], most: int) -> int:
         """Answers the slots that what was claimed wants."""
+        self._pool.roomier.clear()
         claims = await self._queue.claim(self._instance, request, room, most)
         for claim in claims:
             hold = self._holds.add(claim)
@@ -160,10 +166,14 @@ class Dispatcher:
 
     def _offers(self) -> list[tuple[dict[str, int], int]]:
         """For each kind of slots the room for jobs of each requirement class, and the slots that are free."""
-        names = self._images.names
-        quiet = [class_name(image, quiet=True) for image in names]
-        offers = [(names, self._slots.free), (quiet, self._cores.turns.free)]
-        return [(dict.fromkeys(classes, most), most) for classes, most in offers if classes and most]
+        # Those of a full pool would only fill slots.
+        left = {image: self._pool.room(image) for image in self._images.names}
+        offers = []
+        for quiet, most in ((False, self._slots.free), (True, self._cores.turns.free)):
+            room = {class_name(i, quiet=quiet): most if n is None else min(n, most) for i, n in left.items() if n != 0}
+            if room and most:
+                offers.append((room, most))
+        return offers
 
     def _place(self, spec: JobSpec) -> tuple[Slots, int]:
         """What a job needs a turn of, and how much: quiet ones take no slot, since they have cores of their own."""
@@ -172,11 +182,13 @@ class Dispatcher:
     def _spawn(self, hold: Hold, work: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
         task = asyncio.create_task(work, name=f"job {hold.claim.id}")
         self._attempts.add(task)
+        self._pool.enter(hold.claim.spec.image)
 
         def over(task: asyncio.Task[None]) -> None:
             self._attempts.discard(task)
             self._ended += 1
             self._holds.drop(hold)
+            self._pool.leave(hold.claim.spec.image)
             then()
             self._look_again()
             _report(task)
@@ -195,14 +207,19 @@ class Dispatcher:
 
     async def _listen(self, stop: asyncio.Event) -> None:
         classes = [name for room, _ in self._offers() for name in room]
+        waker = asyncio.create_task(_wake_on(self._pool.roomier, self._claims))
         try:
             if classes and not stop.is_set():
                 await self._claims.wait_classes(classes, LISTEN_S)
             elif not classes:
-                await _either(asyncio.sleep(LISTEN_S), stop)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LISTEN_S):
+                        await _either(self._pool.roomier.wait(), stop)
         except QueueUnavailable as e:
             log.warning("the queue's bells cannot be heard: %s", e)
             await _either(asyncio.sleep(PAUSE_S), stop)
+        finally:
+            waker.cancel()
 
     async def _finish(self) -> None:
         """Lets running jobs end within the grace; then hands over or gives back the others."""
@@ -267,21 +284,19 @@ class Dispatcher:
         self._look_again()
 
     async def _take_orders(self) -> None:
-        sizes: dict[MachineSpec, int] = {}
-        for image, order in (await self._queue.pool_orders()).items():
-            if image in self._images.names and order.get("vmms") in (None, self._vmms.name):
-                sizes[self._prepared(image, order)] = min(int(order["size"]), 1000)
-        self._pool.want(sizes if self._vmms.capabilities.prestart else {})
+        orders, warm = await self._queue.pool_orders(), self._vmms.capabilities.prestart
+        policies = Policies(self._settings.pools, orders, vmms=self._vmms.name, prestart=warm, usual=self._usual)
+        self._pool.follow({image: policies.of(image) for image in self._images.names})
         self._do_later(self._images.load_ordered())
 
-    def _prepared(self, image: str, order: dict[str, Any]) -> MachineSpec:
+    def _usual(self, image: str) -> MachineSpec:
         """The machine that a job of this image needs when it asks for nothing special."""
         limits = self._settings.limits.of(image)
         return MachineSpec(
             image=image,
             network=self._vmms.capabilities.network,
-            cores=float(order.get("cores") or limits.cores),
-            memory_bytes=int(order.get("memory_mb") or 0) * 1024**2 or limits.memory_bytes,
+            cores=limits.cores,
+            memory_bytes=limits.memory_bytes,
             processes=limits.processes,
             disk_bytes=limits.disk_bytes,
             cpuset=self._cores.ordinary,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 
 from ..errors import NotFound, QueueUnavailable, StoreError, VmmsError, VmmsUnavailable
 from ..files.base import FileStore
@@ -28,6 +29,8 @@ class Images:
         self._vmms = vmms
         self._install = install
         self._loading: set[tuple[str, str]] = set()
+        self._loads: Counter[str] = Counter()
+        self._ids: dict[str, str] = {}
         self.names: list[str] = []
         self.problem = ""
         self.well = asyncio.Event()
@@ -36,11 +39,17 @@ class Images:
     def healthy(self) -> bool:
         return self.well.is_set()
 
+    def version(self, name: str) -> str:
+        """Changes when the name gets another image: by a load before anybody is told of it, else when it is seen."""
+        return f"{self._loads[name]} {self._ids.get(name, '')}"
+
     async def look(self) -> None:
         """Asks the engine for its images; one that does not answer is not well until it does again."""
         try:
             async with asyncio.timeout(LOOK_S):
                 self.names = await self._vmms.get_images()
+                if self._vmms.capabilities.image_ids:
+                    self._ids = await self._vmms.image_ids()
         except (VmmsError, TimeoutError) as e:
             self._say(str(e) or "the engine does not answer")
         else:
@@ -79,6 +88,7 @@ class Images:
             archive = await self._store.image(ref)
             async with asyncio.timeout(LOAD_S):
                 await self._vmms.load_image(image, archive.read())
+            self._loads[image] += 1
             await self.look()
         except (VmmsError, StoreError, NotFound, TimeoutError) as e:
             log.error("image %s could not be loaded: %s", image, e or "too slow")

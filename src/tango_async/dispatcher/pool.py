@@ -1,33 +1,42 @@
 """Machines ready for a job, by what is fixed when they are made. Each serves one job.
 
 Lends with `async with pool.lease(spec)`. Removal and replacement happen in the background, so that
-neither delays a result or the next claim. What could not be removed is found again by upkeep.
+neither delays a result or the next claim. How many wait is decided in policy.py and shelf.py; what
+is made and removed for it, here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
-from ..errors import VmmsError
+from ..config import Pools
+from ..errors import VmmsError, VmmsUnavailable
 from ..model import Machine, MachineSpec, PoolState
+from ..vitals import available_bytes
 from ..vmms.base import Vmms
+from .machines import Machines
+from .policy import Policy
+from .shelf import Ready, Shelf, share_out
 
 log = logging.getLogger(__name__)
 
-FIRST_NUMBER = 1000
-"""Tango numbers its machines from here; its clients show the numbers."""
-
 REPLACE_AFTER_S = 0.1
-"""A replacement waits so long, so that making it takes no processor from the job that took the machine."""
+"""A replacement waits for the job that took the machine, since making it takes the job's processor, but no longer."""
 
-BACKOFF_MAX_S = 30.0
+TICK_S = 1.0
+"""Between two looks at what has become idle, may be tried again, or fills the memory."""
+
+LOOK_S = 10.0
+"""A machine that waits is asked for a sign of life so often, and one at a time."""
+
+MAKERS = 2
+"""Machines made at a time without a job that waits for them, each for another spec."""
 
 
 @dataclass
@@ -35,42 +44,62 @@ class Lent:
     """A machine on loan. Once `started` is set it may be left running for the next dispatcher."""
 
     machine: Machine
+    prepared: bool = False
+    """It waited for the job, and may have died meanwhile."""
     started: bool = False
     kept: bool = False
 
 
 class Pool:
-    """All machines of one dispatcher."""
+    """All machines of one dispatcher. `version_of` an image changes when its name gets another image."""
 
-    def __init__(self, vmms: Vmms, owner: str, *, wait_s: float) -> None:
+    def __init__(
+        self,
+        vmms: Vmms,
+        owner: str,
+        *,
+        wait_s: float,
+        bounds: Pools,
+        version_of: Callable[[str], str],
+        available: Callable[[], int] = available_bytes,
+    ) -> None:
         self._vmms = vmms
         self._owner = owner
         self._wait_s = wait_s
-        self._idle: dict[MachineSpec, deque[Machine]] = defaultdict(deque)
-        self._wanted: dict[MachineSpec, int] = {}
-        self._making: dict[MachineSpec, int] = defaultdict(int)
-        self._numbers: dict[str, int] = {}
-        self._images: dict[str, str] = {}
-        self._next_number = count(FIRST_NUMBER)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._refill = asyncio.Event()
+        self._bounds = bounds
+        self._version_of = version_of
+        self._available = available
+        self._machines = Machines(vmms, wait_s=wait_s)
+        self._shelves: dict[MachineSpec, Shelf] = {}
+        self._policies: dict[str, Policy] = {}
+        self._jobs: Counter[str] = Counter()
+        self._changed = asyncio.Event()
+        self._looking = False
+        self._closed = False
+        self.roomier = asyncio.Event()
+        """Set when `room` may have risen for an image; whoever waits for it clears it."""
 
     @asynccontextmanager
-    async def lease(self, spec: MachineSpec) -> AsyncIterator[Lent]:
-        """A machine that takes files. Raises VmmsError, TimeoutError."""
-        async with self._lend(await self._take(spec)) as lent:
-            yield lent
+    async def lease(self, spec: MachineSpec, *, fresh: bool = False) -> AsyncIterator[Lent]:
+        """A machine that takes files, made now if `fresh` or none waits. Raises VmmsError, TimeoutError."""
+        policy = self._policies.get(spec.image)
+        shelf = self._shelf(policy.fit(spec) if policy is not None else spec)
+        with self._using(shelf):
+            waiting = None if fresh else self._take(shelf)
+            machine = await self._make(shelf.spec) if waiting is None else waiting.machine
+            async with self._lend(Lent(machine, prepared=waiting is not None)) as lent:
+                yield lent
 
     @asynccontextmanager
     async def lease_of(self, machine: Machine) -> AsyncIterator[Lent]:
         """The same for a machine that was found running."""
-        self._enter(machine)
-        async with self._lend(machine) as lent:
-            yield lent
+        self._machines.enter(machine)
+        with self._using(self._shelf(machine.spec)):
+            async with self._lend(Lent(machine)) as lent:
+                yield lent
 
     @asynccontextmanager
-    async def _lend(self, machine: Machine) -> AsyncIterator[Lent]:
-        lent = Lent(machine)
+    async def _lend(self, lent: Lent) -> AsyncIterator[Lent]:
         try:
             yield lent
         except asyncio.CancelledError:
@@ -79,94 +108,147 @@ class Pool:
         finally:
             # One that was kept stays known to this process, so that it is not taken for a stray.
             if not lent.kept:
-                self.discard(machine)
+                self.discard(lent.machine)
 
-    def want(self, sizes: dict[MachineSpec, int]) -> None:
-        """Sets how many idle machines of each spec there should be; others go."""
-        if sizes != self._wanted:
-            self._wanted = dict(sizes)
-            self._refill.set()
+    @contextmanager
+    def _using(self, shelf: Shelf) -> Iterator[None]:
+        """Counts a machine as in use, and has it replaced when the job has ended or soon after its start."""
+        loop = asyncio.get_running_loop()
+        shelf.lend(loop.time())
+        due = loop.call_later(REPLACE_AFTER_S, self._due, shelf)
+        self._changed.set()  # it may need what others only wait with
+        try:
+            yield
+        finally:
+            if loop.time() < due.when():
+                due.cancel()
+                self._due(shelf)
+            shelf.give_back(loop.time())
+            self._changed.set()
+
+    def _due(self, shelf: Shelf) -> None:
+        shelf.owed -= 1
+        self._changed.set()
+
+    def follow(self, policies: Mapping[str, Policy]) -> None:
+        """Keeps ready what these say of each image of this host."""
+        most_before = {image: policy.most for image, policy in self._policies.items()}
+        self._policies = dict(policies)
+        for policy in self._policies.values():
+            if policy.ready:
+                self._shelf(policy.spec)
+        if most_before != {image: policy.most for image, policy in self._policies.items()}:
+            self.roomier.set()
+        self._changed.set()
+
+    def room(self, image: str) -> int | None:
+        """How many more jobs of the image may have a machine now; None if only slots bound them."""
+        policy = self._policies.get(image)
+        if policy is None or policy.most is None:
+            return None
+        return max(0, policy.most - self._jobs[image])
+
+    def enter(self, image: str) -> None:
+        """A job of the image was claimed, and has or will have a machine."""
+        self._jobs[image] += 1
+
+    def leave(self, image: str) -> None:
+        """… and has ended here."""
+        self._jobs[image] -= 1
+        if self.room(image) is not None:
+            self.roomier.set()
 
     def owns(self, machine_id: str) -> bool:
-        return machine_id in self._numbers
+        return machine_id in self._machines
 
     def state(self) -> dict[str, PoolState]:
-        """What /pool/ shows: numbers of all machines and of the idle ones, by image."""
-        total: dict[str, list[int]] = {spec.image: [] for spec in self._wanted}
-        free: dict[str, list[int]] = {image: [] for image in total}
-        for machine_id, image in self._images.items():
-            total.setdefault(image, []).append(self._numbers[machine_id])
-        for spec, machines in self._idle.items():
-            free.setdefault(spec.image, []).extend(self._numbers[m.id] for m in machines)
-        return {i: PoolState(total=tuple(sorted(t)), free=tuple(sorted(free.get(i, ())))) for i, t in total.items()}
+        """What /pool/ shows: numbers of all machines and of those that wait, by image."""
+        total = self._machines.by_image()
+        named = [image for image, policy in self._policies.items() if policy.ordered]
+        ailing = [shelf.spec.image for shelf in self._shelves.values() if shelf.problem]
+        return {image: self._state(image, total.get(image, [])) for image in dict.fromkeys([*named, *ailing, *total])}
+
+    def _state(self, image: str, total: list[int]) -> PoolState:
+        shelves = self._of(image)
+        free = [self._machines.number(waiting.machine) for shelf in shelves for waiting in shelf.idle]
+        problem = next((shelf.problem for shelf in shelves if shelf.problem), "")
+        return PoolState(total=tuple(sorted(total)), free=tuple(sorted(free)), problem=problem)
 
     async def tend(self, stop: asyncio.Event) -> None:
-        """Keeps the wanted number of idle machines until told to stop."""
-        backoff_s = 0.5
+        """Keeps as many machines ready as there should be, until told to stop."""
         while not stop.is_set():
-            self._refill.clear()
-            try:
-                made = await self._refill_once()
-                backoff_s = 0.5
-            except Exception as e:  # whatever it is, jobs do not depend on prepared machines
-                ours = None if isinstance(e, VmmsError | TimeoutError) else e
-                said = "a prepared machine could not be made, next try in %.1f s: %s"
-                log.warning(said, backoff_s, e or "too slow", exc_info=ours)
-                await _first(stop.wait(), asyncio.sleep(backoff_s))
-                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
-                continue
-            if not made:
-                await _first(stop.wait(), self._refill.wait())
+            self._changed.clear()
+            self._settle()
+            await _first(stop.wait(), self._changed.wait(), asyncio.sleep(TICK_S))
 
     async def close(self) -> None:
-        """Removes the idle machines and waits for removals under way."""
-        for spec in list(self._idle):
-            while self._idle[spec]:
-                self.discard(self._idle[spec].popleft())
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=10.0)
+        """Removes the machines that wait, and waits for removals under way."""
+        self._closed = True
+        for shelf in self._shelves.values():
+            while shelf.idle:
+                self._remove(shelf, shelf.idle[0])
+        await self._machines.close()
 
     def discard(self, machine: Machine) -> None:
         """Removes a machine in the background."""
+        self._machines.discard(machine)
 
-        async def remove() -> None:
-            try:
-                async with asyncio.timeout(self._wait_s):
-                    await self._vmms.destroy_vm(machine)
-            except (VmmsError, TimeoutError) as e:
-                log.warning("machine %s could not be removed yet: %s", machine.id, e or "too slow")
-            self._leave(machine)
+    # -- what waits --------------------------------------------------------------------------------
 
-        self._spawn(remove())
+    def _settle(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for shelf in self._shelves.values():
+            for waiting in [one for one in shelf.idle if not self._is_current(one)]:
+                self._remove(shelf, waiting)
+        granted = share_out(self._shelves.values(), self._policies.get, self._idle_room(), now)
+        for shelf, size in granted.items():
+            while len(shelf.idle) > size:
+                self._remove(shelf, shelf.idle[0])
+            makers = sum(one.making for one in self._shelves.values())
+            if len(shelf.idle) + shelf.owed < size and shelf.may_make(now) and makers < MAKERS:
+                shelf.making = True
+                self._machines.spawn(self._prepare(shelf))
+            if shelf.blank and not any(shelf.wanted(self._policies.get(shelf.spec.image), now)):
+                del self._shelves[shelf.spec]
+        self._look_at_one(now)
 
-    async def _take(self, spec: MachineSpec) -> Machine:
-        idle = self._idle[spec]
-        while idle:
-            machine = idle.popleft()
-            asyncio.get_running_loop().call_later(REPLACE_AFTER_S, self._refill.set)
-            if await self._lives(machine):
-                return machine
-        return await self._make(spec)
+    def _idle_room(self) -> int:
+        """How many machines may wait, by the settings and by the memory that the host has left."""
+        bounds, each = self._bounds, self._vmms.capabilities.idle_bytes
+        waiting = sum(len(shelf.idle) for shelf in self._shelves.values())
+        if not waiting and not any(policy.ready or policy.low or policy.demand for policy in self._policies.values()):
+            return 0
+        returning = len(self._machines.going) * each
+        surplus = self._available() + returning - bounds.spare_memory_bytes
+        if surplus > 0:
+            surplus = max(0, surplus - bounds.spare_memory_bytes // 4)  # so that none is made and removed in turn
+        return max(0, min(bounds.max_idle, bounds.idle_memory_bytes // each, waiting + surplus // each))
 
-    async def _lives(self, machine: Machine) -> bool:
-        """An engine that was restarted meanwhile has taken its idle machines with it."""
+    async def _prepare(self, shelf: Shelf) -> None:
+        version, loop = self._version_of(shelf.spec.image), asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._wait_s):
-                await self._vmms.wait_vm(machine)
-        except (VmmsError, TimeoutError) as e:
-            log.warning("prepared machine %s is of no use any more: %s", machine.id, e or "too slow")
-        except BaseException:
-            self.discard(machine)
-            raise
+            machine = await self._make(shelf.spec)
+        except VmmsUnavailable:
+            shelf.put_off(loop.time())  # no image is to blame, and the engine's state is told elsewhere
+        except Exception as e:  # whatever it is, jobs do not depend on prepared machines
+            wait_s = shelf.failed(str(e) or "too slow", loop.time())
+            said = "a machine of %s could not be prepared, next try in %.1f s: %s"
+            ours = None if isinstance(e, VmmsError | TimeoutError) else e
+            log.warning(said, shelf.spec.image, wait_s, shelf.problem, exc_info=ours)
         else:
-            return True
-        self.discard(machine)
-        return False
+            shelf.well()
+            waiting = Ready(machine, version, loop.time())
+            shelf.idle.append(waiting)
+            if self._closed or not self._is_current(waiting):
+                self._remove(shelf, waiting)
+        finally:
+            shelf.making = False
+            self._changed.set()
 
     async def _make(self, spec: MachineSpec) -> Machine:
         async with asyncio.timeout(self._wait_s):
             machine = await self._vmms.initialize_vm(spec, self._owner)
-            self._enter(machine)
+            self._machines.enter(machine)
             try:
                 await self._vmms.wait_vm(machine)
             except BaseException:
@@ -174,28 +256,55 @@ class Pool:
                 raise
         return machine
 
-    async def _refill_once(self) -> bool:
-        for spec, machines in self._idle.items():
-            while len(machines) > self._wanted.get(spec, 0):
-                self.discard(machines.popleft())
-        for spec, size in self._wanted.items():
-            if len(self._idle[spec]) < size:
-                self._idle[spec].append(await self._make(spec))
-                return True
-        return False
+    def _take(self, shelf: Shelf) -> Ready | None:
+        """One that waits. Nobody is asked whether it lives: that would cost every job some milliseconds."""
+        while shelf.idle:
+            waiting = shelf.idle.popleft()
+            if self._is_current(waiting):
+                return waiting
+            self.discard(waiting.machine)
+        if not shelf.passed_by and any(other.idle for other in self._of(shelf.spec.image)):
+            shelf.passed_by = True
+            log.warning("machines of %s wait, but a job needs another kind: %s", shelf.spec.image, shelf.spec)
+        return None
 
-    def _enter(self, machine: Machine) -> None:
-        self._numbers[machine.id] = next(self._next_number)
-        self._images[machine.id] = machine.spec.image
+    def _look_at_one(self, now: float) -> None:
+        """An engine that was restarted has taken the machines with it that waited; /pool/ should not show them."""
+        waiting = [(one, shelf) for shelf in self._shelves.values() for one in shelf.idle]
+        if waiting and not self._looking:
+            one, shelf = min(waiting, key=lambda found: found[0].looked_s)
+            if now - one.looked_s > LOOK_S:
+                one.looked_s, self._looking = now, True
+                self._machines.spawn(self._look_at(shelf, one))
 
-    def _leave(self, machine: Machine) -> None:
-        self._numbers.pop(machine.id, None)
-        self._images.pop(machine.id, None)
+    async def _look_at(self, shelf: Shelf, one: Ready) -> None:
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._vmms.wait_vm(one.machine)
+        except (VmmsUnavailable, TimeoutError):
+            return  # that is the engine's trouble
+        except VmmsError as e:
+            if one in shelf.idle:
+                log.warning("a prepared machine of %s is of no use any more: %s", shelf.spec.image, e)
+                self._remove(shelf, one)
+                self._changed.set()
+        finally:
+            self._looking = False
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _remove(self, shelf: Shelf, waiting: Ready) -> None:
+        shelf.idle.remove(waiting)
+        self.discard(waiting.machine)
+
+    def _is_current(self, waiting: Ready) -> bool:
+        return waiting.version == self._version_of(waiting.machine.spec.image)
+
+    def _shelf(self, spec: MachineSpec) -> Shelf:
+        if spec not in self._shelves:
+            self._shelves[spec] = Shelf(spec, asyncio.get_running_loop().time())
+        return self._shelves[spec]
+
+    def _of(self, image: str) -> list[Shelf]:
+        return [shelf for spec, shelf in self._shelves.items() if spec.image == image]
 
 
 async def _first(*waits: Coroutine[Any, Any, Any]) -> None:

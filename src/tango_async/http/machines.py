@@ -1,19 +1,19 @@
-"""Machines and images, as dispatchers publish them: info, pool, prealloc, build."""
+"""Machines and images, as dispatchers publish them: info, pool, prealloc, scale, build."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
+import msgspec
 from aiohttp import web
 
 from ..errors import BadRequest
-from ..model import PoolState
+from ..model import EVERY_IMAGE, MAX_POOL, PoolOrder, PoolState
 from ..names import image_name
 from . import answers, bodies, wire
 from .service import Service, service_of
 
-MAX_POOL = 1000
 VERDICT_EVERY_S = 0.2
 
 
@@ -42,7 +42,7 @@ async def info(request: web.Request) -> web.Response:
 
 
 async def pool(request: web.Request) -> web.Response:
-    pools = await _pools(service_of(request))
+    pools = {name: _entry(pool) for name, pool in (await _pools(service_of(request))).items()}
     wanted = request.match_info["image"].strip("/")
     if not wanted:
         return answers.json(wire.encode(wire.Pools(status_msg="Found all pools", pools=pools)))
@@ -58,23 +58,46 @@ async def _pools(service: Service) -> dict[str, PoolState]:
     for record in await service.fleet.live():
         for image, here in record.pools.items():
             so_far = pools.get(image, PoolState())
-            pools[image] = PoolState(total=so_far.total + here.total, free=so_far.free + here.free)
+            pools[image] = PoolState(
+                total=so_far.total + here.total, free=so_far.free + here.free, problem=so_far.problem or here.problem
+            )
     return pools
+
+
+def _entry(pool: PoolState) -> wire.PoolEntry:
+    # What exactly the engine said is in the dispatcher's log: it may name things of the host.
+    problem = "No machine can be made now" if pool.problem else msgspec.UNSET
+    return wire.PoolEntry(total=pool.total, free=pool.free, problem=problem)
 
 
 async def prealloc(request: web.Request) -> web.Response:
     """Says how many prepared machines every dispatcher should have of an image."""
     service = service_of(request)
     http = service.settings.http
-    number = request.match_info["number"]
-    if not (number.isascii() and number.isdigit() and len(number) < 9 and int(number) <= MAX_POOL):
-        raise BadRequest(f"Bad number of machines: expected 0 to {MAX_POOL}")
+    size = _machines(request.match_info["number"])
     image = image_name(request.match_info["image"])
     asked = wire.read_json_or_form(await bodies.read(request, http.max_json_bytes, http), wire.Prealloc)
     if not await service.fleet.has(image):
         raise BadRequest("Invalid image name")
-    await service.queue.want_pool(image, int(number), asked.vmms, asked.cores, asked.memory)
+    order = PoolOrder(size=size, vmms=asked.vmms, cores=asked.cores, memory_mb=asked.memory, network=asked.network)
+    await service.queue.want_pool(image, order)
     return answers.json(wire.success("VMs preallocated"))
+
+
+async def scale(request: web.Request) -> web.Response:
+    """Says between which bounds every dispatcher should keep machines of the images without an order of their own."""
+    low, high = _machines(request.match_info["low"]), _machines(request.match_info["high"])
+    if low > high:
+        raise BadRequest("Bad number of machines: the first one is the lower bound")
+    order = PoolOrder(size=low, max=high) if high else None
+    await service_of(request).queue.want_pool(EVERY_IMAGE, order)
+    return answers.json(wire.success("Pools scaled" if high else "Pools are no longer scaled"))
+
+
+def _machines(number: str) -> int:
+    if not (number.isascii() and number.isdigit() and len(number) < 9 and int(number) <= MAX_POOL):
+        raise BadRequest(f"Bad number of machines: expected 0 to {MAX_POOL}")
+    return int(number)
 
 
 async def build(request: web.Request) -> web.Response:

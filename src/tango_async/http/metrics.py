@@ -206,12 +206,17 @@ def _dispatchers(records: Sequence[DispatcherRecord]) -> Iterator[Metric]:
     yield _each("tango_dispatcher_busy", "Jobs it runs.", lambda r: r.busy, living)
     yield _each("tango_dispatcher_attempts", "Attempts that ended.", lambda r: r.ended, living, CounterMetricFamily)
     yield _each("tango_dispatcher_machines_free", "Prepared machines.", _machines_free, living)
+    yield _each("tango_dispatcher_pools_failing", "Images of which no machine could be prepared.", _failing, living)
     yield _each("tango_dispatcher_rss_bytes", "Its own memory.", lambda r: r.rss_bytes, living)
     yield _each("tango_dispatcher_event_loop_lag_seconds", "At worst in the last minute.", lambda r: r.lag_s, living)
 
 
 def _machines_free(record: DispatcherRecord) -> int:
     return sum(len(pool.free) for pool in record.pools.values())
+
+
+def _failing(record: DispatcherRecord) -> int:
+    return sum(bool(pool.problem) for pool in record.pools.values())
 
 
 def _each(

@@ -35,6 +35,7 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", f"/info/{_KEY}{_SLASH}", machines.info),
     ("GET", f"/pool/{_KEY}{_IMAGE_OR_ALL}", machines.pool),
     ("GET POST", f"/prealloc/{_KEY}/{_IMAGE}/{_NUMBER}{_SLASH}", for_admins(machines.prealloc)),
+    ("POST", f"/scale/{_KEY}/{_part('low')}/{_part('high')}{_SLASH}", for_admins(machines.scale)),
     ("POST", f"/build/{_KEY}{_SLASH}", for_admins(machines.build)),
     ("GET", f"/callbacks/{_KEY}{_SLASH}", for_admins(admin.list_callbacks)),
     ("GET", f"/callbacks/{_KEY}/{_ID}{_SLASH}", for_admins(admin.show_callback)),

@@ -13,11 +13,11 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from ..errors import BadRequest
 from ..feedback import ctime
-from ..model import CallbackRecord, Forecast, JobRecord, JobState, PoolState
+from ..model import CallbackRecord, Forecast, JobRecord, JobState
 
 T = TypeVar("T", bound=Struct)
 
@@ -82,6 +82,7 @@ class Prealloc(Struct, frozen=True):
     vmms: str | None = None
     cores: Annotated[float, Meta(ge=0, le=4096)] | None = None
     memory: Annotated[int, Meta(ge=0, le=1 << 30)] | None = None
+    network: bool | None = None
 
 
 def read_json(body: bytes, kind: type[T]) -> T:
@@ -143,8 +144,16 @@ class Partial(Answer, frozen=True, kw_only=True):
     output: str
 
 
+class PoolEntry(Struct, frozen=True, kw_only=True):
+    """Numbers of all machines and of those that wait. Tango has no `problem`, and it is there only if there is one."""
+
+    total: tuple[int, ...]
+    free: tuple[int, ...]
+    problem: str | UnsetType = UNSET
+
+
 class Pools(Answer, frozen=True, kw_only=True):
-    pools: dict[str, PoolState]
+    pools: dict[str, PoolEntry]
 
 
 class Info(Struct, frozen=True, kw_only=True):

@@ -39,7 +39,7 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | beats               | hash   | install → when                                                           |
 | control:<instance>  | list   | a token to make a dispatcher look at its jobs and orders now, bounded    |
 | orders:<install>    | hash   | what an operator wants of a dispatcher: paused, slots                    |
-| pools               | hash   | image → the wanted number of prepared machines                           |
+| pools               | hash   | image, or * for all others → the order for its prepared machines         |
 | builds              | hash   | image and archive → build order and each host's verdict                  |
 | upkeep              | string | which dispatcher does the upkeep; expires                                |
 

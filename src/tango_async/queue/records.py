@@ -20,6 +20,7 @@ from ..model import (
     JobRecord,
     JobSpec,
     JobState,
+    PoolOrder,
     TraceLine,
     Verdict,
 )
@@ -109,6 +110,10 @@ def forecast(position: int, eta_ms: int, error_ms: int) -> Forecast:
 
 def dispatcher(packed: bytes, age_s: float) -> DispatcherRecord:
     return msgspec.structs.replace(_unpack(packed, DispatcherRecord), age_s=age_s)
+
+
+def pool_order(packed: bytes) -> PoolOrder:
+    return msgspec.convert(unpack_plain(packed), PoolOrder)
 
 
 def due(found: Sequence[Any]) -> Due:

@@ -16,7 +16,7 @@ from .. import shares
 from ..config import Settings
 from ..errors import QueueFull, QueueOutOfMemory
 from ..feedback import short, verdict_text
-from ..model import Claim, DispatcherRecord, Forecast, JobRecord, JobSpec, Verdict
+from ..model import Claim, DispatcherRecord, Forecast, JobRecord, JobSpec, PoolOrder, Verdict
 from . import figures, keys, records
 from .connection import ID_RESERVE, Marks, Server, tell_loss
 from .history import History
@@ -188,12 +188,12 @@ class Queue(Outbox, History, Orders):
         waits = await self._command("HGET", f"{self._prefix}job:{int(head[0])}", "added_ms") if head else None
         return figures.read(answers, int(waits or 0), await self._server.info("memory"))
 
-    async def want_pool(
-        self, image: str, size: int, vmms: str | None, cores: float | None, memory_mb: int | None
-    ) -> None:
-        """Orders a number of prepared machines of an image on every host that has it."""
-        order = records.pack_plain({"size": size, "vmms": vmms, "cores": cores, "memory_mb": memory_mb})
-        await self._command("HSET", f"{self._prefix}pools", image, order)
+    async def want_pool(self, image: str, order: PoolOrder | None) -> None:
+        """Orders prepared machines of an image, or of EVERY_IMAGE, on every host that has it; None: no order."""
+        if order is None:
+            await self._command("HDEL", f"{self._prefix}pools", image)
+        else:
+            await self._command("HSET", f"{self._prefix}pools", image, records.pack(order))
         await self._ring_dispatchers()
 
     async def ask_build(self, image: str, ref: str) -> None:
@@ -305,9 +305,10 @@ class Queue(Outbox, History, Orders):
         """The pins of all live jobs."""
         return {pin.decode() for pin in await self._command("HKEYS", f"{self._prefix}pins")}
 
-    async def pool_orders(self) -> dict[str, dict[str, Any]]:
+    async def pool_orders(self) -> dict[str, PoolOrder]:
+        """By image, or EVERY_IMAGE."""
         found = await self._command("HGETALL", f"{self._prefix}pools")
-        return {image.decode(): records.unpack_plain(packed) for image, packed in found.items()}
+        return {image.decode(): records.pool_order(packed) for image, packed in found.items()}
 
     async def build_orders(self) -> dict[tuple[str, str], dict[str, str]]:
         """(image, archive) → each install's verdict so far."""

@@ -39,6 +39,9 @@ class Vmms(Protocol):
     async def get_images(self) -> list[str]:
         """The images that a job may name, without `:latest`."""
 
+    async def image_ids(self) -> dict[str, str]:
+        """What each of these names means now, as the back-end tells it; only where `capabilities.image_ids`."""
+
     async def load_image(self, name: str, archive: AsyncIterator[bytes]) -> None:
         """Loads a `docker save` archive under `name`; only where `capabilities.load_images`."""
 

@@ -30,7 +30,11 @@ class Images:
         self._loading = asyncio.Lock()
 
     async def names(self) -> list[str]:
-        return sorted(tag.removesuffix(":latest") for tag in await self._engine.images())
+        return sorted(await self.ids())
+
+    async def ids(self) -> dict[str, str]:
+        """By name."""
+        return {tag.removesuffix(":latest"): image for tag, image in (await self._engine.images()).items()}
 
     async def find(self, name: str) -> str:
         """The image's id. Raises ImageNotFound."""
