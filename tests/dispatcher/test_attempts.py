@@ -194,18 +194,3 @@ async def test_a_cancel_at_the_instant_of_completion_has_one_outcome(bench: Benc
         assert await bench.queue.cancel(job_id) is Cancelled.COMPLETED
         told[answer] += 1
     assert told[Cancelled.REQUESTED] and told[Cancelled.COMPLETED], told
-
-
-async def test_a_job_that_waits_for_its_slots_is_cancelled_at_once(bench: Bench) -> None:
-    await bench.start()
-    small = await bench.add("hang", timeout_s=60)
-    await bench.until(small, JobState.RUNNING)
-    large = await bench.add("exit 0", cores=2)
-    await bench.until(large, JobState.ASSIGNED)
-    assert await bench.queue.cancel(large) is Cancelled.REQUESTED
-    assert (await bench.until(large)).verdict is Verdict.CANCELLED
-    await bench.until(small, JobState.RUNNING)
-    assert (await bench.grade("exit 0"))[0].verdict is Verdict.SUCCESS
-    await bench.queue.cancel(small)
-    await bench.until(small)
-    assert (await bench.grade("exit 0", cores=5))[0].verdict is Verdict.SUCCESS
