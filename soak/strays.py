@@ -8,10 +8,16 @@ from pathlib import Path
 
 from stage import PREFIX, Stage
 
-EXPIRING = ("same:", "claim:", "control:", "live:", "upkeep")
+EXPIRING = ("same:", "claim:", "control:", "live:", "lane:", "upkeep")
 """Keys that are bounded by their expiry, which is then required."""
-LASTING = {"ids", "seq", "server", "dead", "counters", "dispatchers", "beats", "pins", "machines", "queued", "held"}
+LASTING = {"ids", "seq", "vclock", "server", "dead", "counters", "dispatchers", "beats"}
+LASTING |= {"pins", "machines", "queued", "held"}
 EMPTY = ("pins", "machines", "queued", "held", "outbox", "unsent", "pools", "builds")
+
+KEPT = ("machines", "outputs")
+"""Folders of a dispatcher's place, with one directory a machine."""
+KEEPERS = ("tango-sandbox", "tango-output")
+"""What the processes beside machines call themselves."""
 
 
 async def keys(stage: Stage) -> list[str]:
@@ -56,8 +62,8 @@ async def files(stage: Stage) -> list[str]:
 
 
 def machines(stage: Stage) -> list[str]:
-    """Sandboxes, containers, control groups and processes of jobs."""
-    found = [f"{p.relative_to(stage.state)}" for p in stage.state.glob("*/machines/*")]
+    """Sandboxes, containers and their outputs, control groups and processes of jobs."""
+    found = [f"{p.relative_to(stage.state)}" for kind in KEPT for p in stage.state.glob(f"*/{kind}/*")]
     if stage.engine is not None:
         found += [f"container {name[:12]}" for name in stage.engine.containers()]
     installs = [p.read_text().strip() for p in stage.state.glob("*/install")]
@@ -67,7 +73,7 @@ def machines(stage: Stage) -> list[str]:
 
 
 def _processes(stage: Stage) -> list[tuple[int, str]]:
-    """Those of the jobs' own uid, and supervisors of machines in the stage's directory."""
+    """Those of the jobs' own uid, and keepers of machines in the stage's directory."""
     found = []
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
@@ -75,7 +81,7 @@ def _processes(stage: Stage) -> list[tuple[int, str]]:
         try:
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             ours = 0 <= process.stat().st_uid - stage.uid < 128 or (
-                "tango-sandbox" in command and str(stage.state) in command
+                any(name in command for name in KEEPERS) and str(stage.state) in command
             )
         except OSError:
             continue

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -315,6 +315,12 @@ class Docker(Group, frozen=True):
     """Network of jobs whose network is not disabled."""
     runtime: str = ""
     """Container runtime, such as runsc; unset: the engine's default."""
+    output: Literal["auto", "host", "engine"] = "auto"
+    """How a job's output comes back. `host`: through a pipe below `dispatcher.state_dir` that the container is shown;
+    no byte is lost when the engine dies. `engine`: through the engine, whose death may cost a running job a piece of
+    its output. auto: host for unix://, else engine. Set engine where containers cannot open a file of the dispatcher's:
+    it runs in a container itself, without `state_dir` mounted at the same path; or the engine maps users, or is in a
+    virtual machine; or `runtime` is runsc."""
 
 
 MOST_REDIRECTS = 5

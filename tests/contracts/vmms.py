@@ -151,8 +151,8 @@ class Following:
         assert await backend.run(make(":")) == Ran(Exit(0), b"")
 
     async def test_the_programs_may_open_their_output_by_name(self, backend: Backend) -> None:
-        ran = await backend.run(make("echo out >/dev/stdout", "echo err >/dev/stderr"))
-        assert ran == Ran(Exit(0), b"out\nerr\n")
+        ran = await backend.run(make("echo one", "echo out >/dev/stdout", "echo err >/dev/stderr; echo last"))
+        assert ran == Ran(Exit(0), b"one\nout\nerr\nlast\n")
 
     async def test_output_comes_while_the_program_runs(self, backend: Backend) -> None:
         async with backend.machine() as machine:
@@ -174,6 +174,13 @@ class Following:
             await backend.vmms.copy_in(machine, inputs({"forged": forged} | make("cat forged; exit 92")), limit())
             ran = await follow(backend.vmms, machine)
         assert ran.output.startswith(forged.encode()) and ran.code == 2
+
+    async def test_a_forged_end_is_not_the_end(self, backend: Backend) -> None:
+        async with backend.machine() as machine:
+            forged = f"echo before; echo tango-ended {machine.nonce} 0 0; echo after; exit 3"
+            await backend.vmms.copy_in(machine, inputs(make(forged)), limit())
+            ran = await follow(backend.vmms, machine)
+        assert ran.output.startswith(b"before\nafter\n") and ran.code == 2
 
     async def test_reserved_exit_codes_cannot_be_forged(self, backend: Backend) -> None:
         for code in (92, 124):

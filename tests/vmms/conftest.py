@@ -11,11 +11,11 @@ import pytest
 
 pytest.register_assert_rewrite("contracts.vmms", "contracts.machines")
 
-from contracts.machines import Backend  # noqa: E402
+from contracts.machines import Backend, processes  # noqa: E402
 from support.engine import Engine, PrivateEngine  # noqa: E402
 from support.fixtures_docker import IMAGE  # noqa: E402
 from support.ward import Ward  # noqa: E402
-from tango_async.config import Docker, Settings  # noqa: E402
+from tango_async.config import Docker, Settings, Store  # noqa: E402
 from tango_async.vmms.docker import LocalDocker  # noqa: E402
 
 
@@ -25,23 +25,30 @@ async def docker_backend(ward: Ward, docker_engine: Engine, tmp_path: Path) -> A
         yield backend
 
 
-@pytest.fixture
-async def private_backend(ward: Ward, private_engine: PrivateEngine, tmp_path: Path) -> AsyncIterator[Backend]:
-    """The same on an engine that may be stopped and killed."""
+@pytest.fixture(params=["host", "engine"])
+async def private_backend(
+    ward: Ward, private_engine: PrivateEngine, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Backend]:
+    """The same on an engine that may be stopped and killed, with both ways of output."""
     if not private_engine.answers():
         private_engine.start()
-    async with backend_on(ward, private_engine, tmp_path) as backend:
+    async with backend_on(ward, private_engine, tmp_path, request.param) as backend:
         yield backend
 
 
+host_only = pytest.mark.parametrize("private_backend", ["host"], indirect=True)
+engine_only = pytest.mark.parametrize("private_backend", ["engine"], indirect=True)
+
+
 @asynccontextmanager
-async def backend_on(ward: Ward, engine: Engine, data_dir: Path) -> AsyncIterator[Backend]:
-    """The ward looks for what the test left on that engine under its install."""
+async def backend_on(ward: Ward, engine: Engine, data_dir: Path, output: str = "auto") -> AsyncIterator[Backend]:
+    """Fails a test that leaves a directory or a process for an output; the ward looks for containers."""
     install = f"test-{uuid4().hex}"
     ward.installs.append((engine, install))
+    settings = Settings(store=Store(data_dir=data_dir), docker=Docker(host=engine.host, output=output))  # type: ignore[arg-type]
 
     async def opened() -> LocalDocker:
-        vmms = LocalDocker(Settings(docker=Docker(host=engine.host)), install)
+        vmms = LocalDocker(settings, install)
         await vmms.open()
         return vmms
 
@@ -50,3 +57,5 @@ async def backend_on(ward: Ward, engine: Engine, data_dir: Path) -> AsyncIterato
         yield Backend(opened, vmms, IMAGE, data_dir)
     finally:
         await vmms.close()
+    assert not [*settings.state_dir.glob("outputs/*")], "outputs were left"
+    assert not processes(str(data_dir)), "processes were left"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import tarfile
@@ -24,6 +25,7 @@ from tango_async.vmms.bootstrap import (
     archive,
     command,
     end_mark,
+    end_of,
     ended,
     mark,
     why_not_started,
@@ -38,11 +40,13 @@ class Shell:
     name: str
     directory: Path
 
-    def run(self, sent: bytes, directory: Path | None = None, path: str | None = None) -> tuple[int, bytes]:
+    def run(
+        self, sent: bytes, directory: Path | None = None, path: str | None = None, output: str = ""
+    ) -> tuple[int, bytes]:
         program, *applet = SHELLS[self.name]
         ran = subprocess.run(
             # As an image names it: bash reads its first argument's name and becomes a POSIX shell.
-            ["sh", *applet[1:], "-c", SCRIPT, "tango", NONCE, str(directory or self.directory)],
+            ["sh", *applet[1:], "-c", SCRIPT, "tango", NONCE, str(directory or self.directory), output],
             executable=shutil.which(program), input=sent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={"PATH": "/usr/bin:/bin" if path is None else path}, timeout=20, check=False,
         )  # fmt: skip
@@ -56,6 +60,13 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Shell:
     return Shell(request.param, tmp_path / "work")
 
 
+def last_line(said: bytes) -> bytes:
+    """The end mark, with whatever it says."""
+    line = said.splitlines(keepends=True)[-1]
+    assert line.startswith(end_mark(NONCE))
+    return line
+
+
 async def packed(files: Files, *, timeout_s: int = 20, processes: int = 0, nonce: str = NONCE) -> bytes:
     chunks = archive(inputs(files), nonce, limit(timeout_s=timeout_s), processes=processes)
     return b"".join([chunk async for chunk in chunks])
@@ -63,7 +74,8 @@ async def packed(files: Files, *, timeout_s: int = 20, processes: int = 0, nonce
 
 async def test_the_program_follows_the_mark(shell: Shell) -> None:
     code, said = shell.run(await packed(make("echo out; echo err >&2; cat")))
-    assert (code, said) == (0, mark(NONCE) + b"out\nerr\n" + end_mark(NONCE))
+    assert (code, said) == (0, mark(NONCE) + b"out\nerr\n" + last_line(said))
+    assert end_of(said, NONCE) in {(0, None), (0, False)}
     assert [p.name for p in shell.directory.iterdir()] == ["Makefile"]
 
 
@@ -85,7 +97,7 @@ async def test_the_end_is_told_as_it_was(shell: Shell, line: str, expected: int)
 
 async def test_the_timer_is_told_from_a_kill(shell: Shell) -> None:
     code, said = shell.run(await packed(make("echo up; trap '' TERM; sleep 30; echo late"), timeout_s=1))
-    assert (code, said) == (124, mark(NONCE) + b"up\n" + end_mark(NONCE))
+    assert (code, said) == (124, mark(NONCE) + b"up\n" + last_line(said))
     assert ended(code).timed_out and not ended(137).timed_out
 
 
@@ -97,9 +109,9 @@ async def test_no_status_of_makes_looks_like_ours(shell: Shell, status: int, tmp
     (tmp_path / "make").write_text(f"#!/bin/sh\nexit {status}\n")
     (tmp_path / "make").chmod(0o755)
     code, said = shell.run(await packed({}), path=str(tmp_path))
-    assert (
-        said == mark(NONCE) + end_mark(NONCE) and not FAILED_FIRST <= code <= FAILED_LAST and not ended(code).timed_out
-    )
+    assert said == mark(NONCE) + last_line(said)
+    assert not FAILED_FIRST <= code <= FAILED_LAST and not ended(code).timed_out
+    assert (end_of(said, NONCE) or ())[0] == code
 
 
 async def test_what_is_not_whole_does_not_start(shell: Shell) -> None:
@@ -167,8 +179,29 @@ async def test_the_mark_is_taken_off_wherever_chunks_end(step: int) -> None:
         return b"".join([chunk async for chunk in after_mark(cut(data), NONCE)])
 
     assert await left(mark(NONCE) + b"hello") == b"hello"
-    assert await left(mark(NONCE) + b"no newline" + end_mark(NONCE)) == b"no newline"
-    assert await left(mark(NONCE) + b"a daemon " + end_mark(NONCE) + b"talks on") == b"a daemon talks on"
+    ends = end_mark(NONCE) + b"137 12\n"
+    assert await left(mark(NONCE) + b"no newline" + ends) == b"no newline"
+    assert await left(mark(NONCE) + b"a daemon " + ends + b"talks on") == b"a daemon talks on"
+    assert await left(mark(NONCE) + ends[:-1]) == ends[:-1]
+    assert await left(mark(NONCE) + end_mark(NONCE) + b"so it says\n") == end_mark(NONCE) + b"so it says\n"
     assert await left(mark(NONCE) + b"tango-ended tango-") == b"tango-ended tango-"
     assert await left(mark(NONCE) + mark(NONCE)) == mark(NONCE)
     assert await left(mark("other0") + b"hello") == await left(mark(NONCE)[:-1]) == await left(b"") == b""
+
+
+def test_the_last_end_mark_tells_the_end() -> None:
+    first, last = end_mark(NONCE) + b"0 0\n", end_mark(NONCE) + b"2 ?\n"
+    assert end_of(b"said" + first, NONCE) == (0, False)
+    assert end_of(first + b"said" + last + b"and on", NONCE) == (2, None)
+    assert end_of(end_mark(NONCE) + b"137 3\n", NONCE) == (137, True)
+    assert end_of(first[:-1], NONCE) is end_of(b"", NONCE) is end_of(first, "other") is None
+
+
+async def test_the_output_goes_to_a_pipe_where_one_is_named(shell: Shell, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        assert shell.run(await packed(make("echo out; echo err >/dev/stderr")), output=str(pipe)) == (0, b"")
+        said = reader.communicate(timeout=20)[0]
+    assert said == mark(NONCE) + b"out\nerr\n" + last_line(said)
+    assert shell.run(b"", output=str(tmp_path / "none"))[0] == 95

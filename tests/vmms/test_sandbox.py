@@ -22,7 +22,8 @@ from tango_async.config import Limits, Sandbox, Settings, Store
 from tango_async.errors import ImageNotFound, MachineLost, NotStarted, VmmsUnavailable
 from tango_async.model import Exit
 from tango_async.vmms import cgroup
-from tango_async.vmms.sandbox import OUTPUT_SLACK_BYTES, UIDS, LocalSandbox
+from tango_async.vmms.keeper import OUTPUT_SLACK_BYTES
+from tango_async.vmms.sandbox import UIDS, LocalSandbox
 
 INSTALL = f"test-{os.getpid()}"
 UID = 40_000 + os.getpid() % 20_000

@@ -4,8 +4,9 @@ The machine runs SCRIPT with its standard input open. The dispatcher sends one t
 is a file named after the machine's nonce, and holds the run's limits. A tar that was cut off at a
 member boundary unpacks without an error, so without that file nothing runs. Then the script writes
 the mark (one line with the nonce) as the very first bytes of the output, runs `make` under
-`timeout`, writes the end mark as the last ones, and exits with make's status. Where an engine may
-lose the end of an output, as one does that dies, the end mark tells that it has not.
+`timeout`, writes the end mark as the last ones, and exits with make's status. The end mark carries
+that status, and whether memory ran out, so that a whole output tells its end without the engine; where
+an engine may lose the end of an output, as one does that dies, it tells that it has not.
 
 Exit codes FAILED_FIRST..FAILED_LAST mean that the program did not start; the script never lets
 make's own status fall among them. TIMED_OUT means that the timer ended it: `timeout` itself dies of
@@ -16,6 +17,8 @@ The job can forge none of this to harm anything but itself.
 
 from __future__ import annotations
 
+import mmap
+import re
 import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
@@ -31,6 +34,10 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 FAILED_FIRST, FAILED_LAST = 90, 99
 TIMED_OUT = 124
+KILLED = 137
+
+HEAD_BYTES = 512
+"""Enough of the output to find the mark, or to say why there is none."""
 
 REASONS = {
     90: "the work directory cannot be made",
@@ -38,10 +45,15 @@ REASONS = {
     92: "the files arrived incompletely",
     93: "make or timeout is not installed in the image",
     94: "a limit could not be set",
+    95: "the machine cannot write to its dispatcher's pipe",
 }
 
 SCRIPT = r"""
 nonce=$1 dir=$2
+if [ "$3" ]; then
+  [ -w "$3" ] || exit 95
+  exec >"$3" 2>&1
+fi
 cd "$dir" 2>/dev/null || { mkdir -p "$dir" && cd "$dir"; } 2>/dev/null || exit 90
 why=$(tar -xmf - 2>&1) || { echo "$why"; exit 91; }
 order=.tango-$nonce
@@ -58,22 +70,27 @@ exec </dev/null 2>/dev/null
 echo "tango-started $nonce"
 (exec timeout -s KILL "$limit_s" make 2>&1)
 code=$?
-echo "tango-ended $nonce"
 if [ $code -eq 137 ] || [ $code -eq 124 ]; then
   clock
   if [ $((now - begun)) -ge $((limit_s * 100 - 5)) ]; then code=124; else code=137; fi
 fi
 if [ $code -ge 90 ] && [ $code -le 99 ]; then code=1; fi
+killed=?
+for file in /sys/fs/cgroup/memory/memory.oom_control /sys/fs/cgroup/memory.events; do
+  while read -r name count; do [ "$name" = oom_kill ] && killed=$count; done <"$file"
+done
+echo "tango-ended $nonce $code $killed"
 exit $code
 """
+"""The third argument is the pipe that takes the output, where the engine does not."""
 
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
 
 
-def command(nonce: str) -> list[str]:
-    """The machine's main process."""
-    return ["/bin/sh", "-c", SCRIPT, "tango", nonce, WORK_DIR]
+def command(nonce: str, output: str = "") -> list[str]:
+    """The machine's main process; it writes to `output`, or to where its engine reads."""
+    return ["/bin/sh", "-c", SCRIPT, "tango", nonce, WORK_DIR, output]
 
 
 def mark(nonce: str) -> bytes:
@@ -110,13 +127,32 @@ def _header(name: str, size: int) -> bytes:
 
 
 def end_mark(nonce: str) -> bytes:
-    """Written after the program's end; what left-over processes say may still follow it."""
-    return f"tango-ended {nonce}\n".encode()
+    """How the line begins that is written after the program's end; what left-over processes say may still follow it.
+
+    Then come the exit code and how many processes were killed for want of memory, or `?`.
+    """
+    return f"tango-ended {nonce} ".encode()
+
+
+_RECORD = re.compile(rb"(\d{1,3}) (\d{1,9}|\?)\n")
+_RECORD_BYTES = 14
+"""The longest end of an end mark."""
+
+
+def end_of(output: bytes | mmap.mmap, nonce: str) -> tuple[int, bool | None] | None:
+    """The exit code and whether memory ran out (None: not known), as the last end mark in `output` says; or None."""
+    last = end_mark(nonce)
+    at = output.rfind(last)
+    told = None if at < 0 else _RECORD.match(output[at + len(last) :][:_RECORD_BYTES])
+    if told is None:
+        return None
+    return int(told[1]), None if told[2] == b"?" else int(told[2]) > 0
 
 
 async def after_mark(output: AsyncIterator[bytes], nonce: str) -> AsyncGenerator[bytes, None]:
     """The program's own output: `output` without its marks; nothing if the first mark never came."""
     first, last = mark(nonce), end_mark(nonce)
+    whole = re.compile(re.escape(last) + _RECORD.pattern)
     begun, held = False, b""
     async for chunk in output:
         held += chunk
@@ -126,7 +162,7 @@ async def after_mark(output: AsyncIterator[bytes], nonce: str) -> AsyncGenerator
             if not held.startswith(first):
                 return
             begun, held = True, held[len(first) :]
-        held = held.replace(last, b"")
+        held = whole.sub(b"", held)
         keep = _may_begin(held, last)
         if said := held[: len(held) - keep]:
             yield said
@@ -135,9 +171,12 @@ async def after_mark(output: AsyncIterator[bytes], nonce: str) -> AsyncGenerator
         yield held
 
 
-def _may_begin(data: bytes, what: bytes) -> int:
-    """How many of the last bytes may be the beginning of `what`."""
-    return next((n for n in range(min(len(what) - 1, len(data)), 0, -1) if data.endswith(what[:n])), 0)
+def _may_begin(data: bytes, last: bytes) -> int:
+    """How many of the last bytes may be the beginning of an end mark."""
+    at = data.rfind(last, -len(last) - _RECORD_BYTES)
+    if at >= 0:
+        return len(data) - at
+    return next((n for n in range(min(len(last) - 1, len(data)), 0, -1) if data.endswith(last[:n])), 0)
 
 
 def ended(code: int, *, out_of_memory: bool = False) -> Exit:

@@ -287,6 +287,14 @@ class Attached:
         except (aiohttp.ClientError, OSError, RuntimeError, AssertionError, AttributeError) as e:
             raise MachineLost("the machine takes no more input") from e
 
+    @property
+    def broken(self) -> bool:
+        """Whether nothing can be written any more: the container has ended, or the engine was away."""
+        response = self._stream._resp
+        connection = response.connection if response is not None else None
+        transport = connection.transport if connection is not None else None
+        return transport is None or transport.is_closing()
+
     async def begins(self) -> bool:
         """Waits for the first bytes, which `chunks` gives later. False if the stream ends without any."""
         with suppress(aiohttp.ClientError, OSError):

@@ -27,17 +27,14 @@ from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec,
 from . import cgroup, probe, rootfs
 from .bootstrap import after_mark, archive, ended, mark, why_not_started
 from .bootstrap import command as bootstrap_command
-from .supervisor import Supervisor, this_boot
+from .keeper import OUTPUT_SLACK_BYTES, check_room, this_boot
+from .supervisor import Supervisor
 from .supervisor import command as supervisor_command
 
 log = logging.getLogger(__name__)
 
 GUARD_S = 15
 """How much later than the deadline the supervisor ends a run whose own timer was stopped."""
-OUTPUT_SLACK_BYTES = 4 * 1024**2
-"""How much more output is kept than what ends a job, so that the dispatcher sees which one it was."""
-ROOM_BYTES = 1024**2
-"""Space without which no machine is made: its records and what a job usually says."""
 UIDS = 64
 """How many uids one dispatcher has for its machines; one more would share the first's."""
 PLACES = 15
@@ -149,12 +146,7 @@ class LocalSandbox:
 
     async def get_images(self) -> list[str]:
         """Raises VmmsUnavailable if there is no room for a machine: every job would be lost here."""
-        try:
-            disk = os.statvfs(self._machines)
-        except OSError as e:
-            raise VmmsUnavailable(f"localSandbox: {self._machines}: {e.strerror}") from e
-        if disk.f_bavail * disk.f_frsize < ROOM_BYTES or (disk.f_files and not disk.f_favail):
-            raise VmmsUnavailable(f"localSandbox: {self._machines}: no space left for a machine")
+        check_room(self._machines, self.name)
         return sorted(name for name, root in self._images.items() if root == rootfs.HOST or Path(root).is_dir())
 
     async def load_image(self, name: str, archive: AsyncIterator[bytes]) -> None:

@@ -1,12 +1,9 @@
 """The one process of ours beside a sandbox, and how a dispatcher follows it.
 
 A sandbox must outlive a dispatcher that dies, so what watches over it is a small `sh` in a session of
-its own. It keeps all that a successor needs in the machine's directory:
+its own. Beside what every keeper has (keeper.py), the machine's directory holds:
 
-    supervisor  its line of /proc/PID/stat, with pid and start time, noted before the machine is fed
     init        bubblewrap's information, with the pid of the sandbox's first process
-    pipe        the job's output on its way; a job that held a file could truncate or grow it
-    output      … and where it is kept, up to a size
     guard       seconds the program may take, for when nobody is there to enforce the deadline
     exit        the exit code and a newline; without the newline it was not written whole
 
@@ -21,13 +18,12 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ..errors import MachineLost
-from .bootstrap import PATH
+from .keeper import Keeper, make_pipe, start, stat
 
 SCRIPT = r"""
 newline='
@@ -71,9 +67,6 @@ the dispatcher holds, and ends with it. 137 is the guard's end, 153 too much out
 leaves no record, so that the machine counts as lost."""
 
 PIPE_BYTES = 1024**2
-CHUNK_BYTES = 256 * 1024
-POLL_S = (0.002, 0.05)
-"""Shortest and longest pause between two looks at the output of a running program."""
 KILL_S = 2.0
 
 _INIT = re.compile(r'"child-pid": (\d+)\D')
@@ -93,69 +86,34 @@ def command(
     return ["sh", "-c", script, "tango-sandbox", str(directory), str(output_bytes // 512), str(guard_s), joined, *run]
 
 
-class Supervisor:
-    """A machine's supervisor as this dispatcher follows it: our child or, after adoption, anybody's."""
+class Supervisor(Keeper):
+    """A machine's supervisor; whoever started it feeds it."""
 
     def __init__(self, directory: Path, pid: int, pidfd: int, stdin: int = -1) -> None:
-        self.directory = directory
-        self.ended = asyncio.Event()
-        self._pid = pid
-        self._pidfd = pidfd
+        super().__init__(directory, pid, pidfd)
         self._stdin = stdin
         self._writable: asyncio.Future[None] | None = None
-        if pidfd < 0:
-            self.ended.set()
-        else:
-            asyncio.get_running_loop().add_reader(pidfd, self._on_end)
 
     @classmethod
     def start(cls, directory: Path, arguments: Sequence[str]) -> Supervisor:
         """Raises OSError."""
-        os.mkfifo(directory / "pipe")
-        (directory / "pipe").chmod(0o666)  # so that a job may open /dev/stdout, whoever it is
-        (directory / "output").touch()
+        make_pipe(directory, 0o666)  # so that a job may open /dev/stdout, whoever it is
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             fcntl.fcntl(writer, fcntl.F_SETFL, os.O_WRONLY | os.O_NONBLOCK)
             with suppress(PermissionError):  # beyond the user's share of pipe memory
                 fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-            # close_fds keeps this machine's input out of the next one, where its end would not be seen.
-            process = subprocess.Popen(
-                arguments, stdin=reader, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=True,
-                start_new_session=True, umask=0o022, env={"PATH": PATH, "LC_ALL": "C"}, cwd="/",
-            )  # fmt: skip
-            process.returncode = 0  # it is reaped by its pidfd here, or outlives us: Popen need not warn
-            # Noted by us and not by itself: it must be there before there is anything to lose.
-            (directory / "supervisor").write_text(Path(f"/proc/{process.pid}/stat").read_text())
+            pid, pidfd = start(directory, arguments, reader)
         except BaseException:
             os.close(writer)
             raise
         finally:
             os.close(reader)
-        return cls(directory, process.pid, os.pidfd_open(process.pid), writer)
-
-    @classmethod
-    def find(cls, directory: Path, boot_id: str) -> Supervisor:
-        """That of a machine which somebody else started; `ended` is set if it lives no more."""
-        pid, pidfd = _living(directory) if boot_id == this_boot() else (0, -1)
-        return cls(directory, pid, pidfd)
-
-    def _on_end(self) -> None:
-        self._unfollow()
-        self.close_input()
-        self.ended.set()
-
-    def _unfollow(self) -> None:
-        if self._pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            with suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-            os.close(self._pidfd)
-            self._pidfd = -1
+        return cls(directory, pid, pidfd, writer)
 
     def leave(self) -> None:
         """Follows it no more. A machine that still waits for files ends for want of them."""
-        self._unfollow()
+        super().leave()
         self.close_input()
 
     async def write(self, data: bytes) -> None:
@@ -197,33 +155,6 @@ class Supervisor:
                 return int(record)
         raise MachineLost(f"sandbox {self.directory.name}: its end was not recorded")
 
-    async def output(self) -> AsyncGenerator[bytes, None]:
-        """All output from the first byte, until the end. Raises MachineLost if the machine is removed."""
-        try:
-            file = os.open(self.directory / "output", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as e:
-            raise MachineLost(f"sandbox {self.directory.name}: removed") from e
-        pause_s = POLL_S[0]
-        try:
-            while True:
-                over = self.ended.is_set()  # asked before the read: what came before the end is read
-                if chunk := os.read(file, CHUNK_BYTES):
-                    yield chunk
-                    pause_s = POLL_S[0]
-                    await asyncio.sleep(0)
-                elif over:
-                    return
-                else:
-                    await self._pause(pause_s)
-                    pause_s = min(pause_s * 1.5, POLL_S[1])
-        finally:
-            os.close(file)
-
-    async def _pause(self, pause_s: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self.ended.wait()
-
     async def kill(self) -> None:
         """Ends the sandbox and all in it.
 
@@ -236,12 +167,10 @@ class Supervisor:
             async with asyncio.timeout(KILL_S):
                 while not self.ended.is_set():
                     self._kill_init()
-                    await self._pause(pause_s)
+                    await self.over_within(pause_s)
                     pause_s = min(pause_s * 2, 0.1)
-        if not self.ended.is_set():
-            with suppress(ProcessLookupError):
-                os.killpg(self._pid, signal.SIGKILL)
-            await self.ended.wait()
+        self.kill_session()
+        await self.ended.wait()
 
     def _kill_init(self) -> None:
         with suppress(OSError, ValueError):
@@ -251,8 +180,8 @@ class Supervisor:
             pidfd = os.pidfd_open(int(found[1]))
             try:
                 # Its parent is bubblewrap, in the supervisor's session: nobody who got the pid later is.
-                parent = _stat(f"/proc/{found[1]}/stat")[1]
-                if int(_stat(f"/proc/{parent}/stat")[3]) == self._pid:
+                parent = stat(f"/proc/{found[1]}/stat")[1]
+                if int(stat(f"/proc/{parent}/stat")[3]) == self.pid:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)
@@ -261,29 +190,3 @@ class Supervisor:
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-def _stat(path: str | Path) -> list[str]:
-    """The fields of a stat line after the name: state, parent, group, session, … [19] the start time."""
-    line = Path(path).read_text()
-    return line[line.rindex(")") + 2 :].split()
-
-
-def _living(directory: Path) -> tuple[int, int]:
-    """The pid and a pidfd of the machine's supervisor, or (0, -1) if that process is no more."""
-    record = directory / "supervisor"
-    with suppress(OSError, ValueError):
-        line = record.read_text()
-        if not line.endswith("\n"):
-            return 0, -1
-        pid = int(line.split()[0])
-        pidfd = os.pidfd_open(pid)
-        with suppress(OSError, ValueError):
-            if _stat(f"/proc/{pid}/stat")[19] == _stat(record)[19]:
-                return pid, pidfd
-        os.close(pidfd)
-    return 0, -1
-
-
-def this_boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

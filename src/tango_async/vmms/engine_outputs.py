@@ -1,0 +1,239 @@
+"""Output through the engine: followed live through an attached stream by whoever made the machine.
+
+Whoever comes later (a successor, or the same one after the engine restarted) reads the engine's log,
+which the `local` driver keeps, from the first byte on. An engine that is killed takes
+with it what it had read and not yet written to its log: at the end of the output that is seen, and
+the run is lost; in the middle it is not. What is read from the log lacks the newline of a line longer
+than 16 KiB (seen with dockerd 28).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import dataclass
+
+from ..errors import MachineLost, NotStarted, VmmsUnavailable
+from ..model import Exit, Machine
+from . import bootstrap, outputs
+from .engine import Attached, Ending, Engine, State
+from .outputs import Channel, state_of
+
+UNREAD_S = 1.0
+"""Output that nobody reads for so long is left to the log: a full pipe would hold up the job."""
+
+LOG = {"Type": "local", "Config": {"max-size": "256m", "max-file": "1", "compress": "false"}}
+"""Never rotated, since dockerd 20.10 loses and repeats bytes when a log is followed across a rotation.
+
+Each line costs some 30 bytes beside its text, so that output_stop_bytes fit in lines of a usual length."""
+
+FAILED = range(bootstrap.FAILED_FIRST, bootstrap.FAILED_LAST + 1)
+
+
+@dataclass(slots=True)
+class _Live:
+    """The streams of a machine that this object made."""
+
+    output: Attached
+    ending: Ending
+    read: bool = False
+    """Somebody took the output, or it was given up: it can be had from the log only."""
+
+    async def close(self) -> None:
+        self.read = True
+        await self.output.close()
+        self.ending.close()
+
+
+@dataclass(slots=True)
+class _Sent:
+    """Bytes that went out, to be known again."""
+
+    size: int = 0
+    checksum: int = 0
+
+    def add(self, data: bytes) -> None:
+        self.size += len(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+
+
+class EngineOutputs:
+    """The streams and logs of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._live: dict[str, _Live] = {}
+        self._unwatched: set[str] = set()
+        """Machines whose engine may have been away while they ran."""
+
+    async def open(self) -> None:
+        """The engine is there already."""
+
+    async def close(self) -> None:
+        for name in list(self._live):
+            await self._live.pop(name).close()
+
+    def check(self) -> None:
+        """An engine's disk is the engine's affair."""
+
+    def prepare(self, machine: Machine) -> Channel:
+        return Channel(host={"LogConfig": LOG})
+
+    async def attach(self, machine: Machine) -> None:
+        async with AsyncExitStack() as opened:
+            output = await self._engine.attach(machine.id, output=True)
+            opened.push_async_callback(output.close)
+            ending = await self._engine.ending(machine.id)
+            opened.pop_all()
+        self._live[machine.id] = _Live(output, ending)
+
+    async def check_idle(self, machine: Machine) -> None:
+        state = await self._engine.state(machine.id)
+        if not state.running:
+            raise MachineLost(f"the machine ended with status {state.code} before it had a job")
+
+    async def begins(self, machine: Machine) -> bool:
+        live = self._live.get(machine.id)
+        if live is None or live.read:
+            return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(outputs.SOON_S):
+                return await live.output.begins()
+        return False
+
+    async def has_begun(self, machine: Machine) -> bool:
+        async with asyncio.timeout(outputs.ANSWER_S), aclosing(self._engine.logs(machine.id, follow=False)) as chunks:
+            async for _ in chunks:
+                return True
+        return False
+
+    async def ended(self, machine: Machine) -> Exit:
+        patience = UNREAD_S
+        while True:
+            watched = True
+            try:
+                async with asyncio.timeout(patience):
+                    await self._engine.wait(machine.id)
+            except TimeoutError:
+                await self._leave_unread(machine)
+            except VmmsUnavailable:
+                watched = False
+                self._unwatched.add(machine.id)
+            state = await state_of(self._engine, machine)
+            if not state.running:
+                return await self._told(machine, state, watched=watched)
+            patience = outputs.POLL_S
+
+    async def _leave_unread(self, machine: Machine) -> None:
+        live = self._live.get(machine.id)
+        if live is not None and not live.read:
+            await live.close()
+
+    async def _told(self, machine: Machine, state: State, *, watched: bool) -> Exit:
+        if not watched:
+            # An engine without live-restore takes its containers with it; one with it has lost the last output.
+            raise MachineLost("the machine ended while its engine was away")
+        # Only a script that came to its end has status 0; of the others the first line tells.
+        if state.code != 0 or state.status == "created":
+            await self._check_started(machine, state)
+        doubtful = machine.id in self._unwatched or state.code == outputs.UNKNOWN_END
+        if doubtful and not state.out_of_memory:
+            await self._check_whole(machine)
+        return bootstrap.ended(state.code, out_of_memory=state.out_of_memory)
+
+    async def _check_whole(self, machine: Machine) -> None:
+        """Nobody watched it all the time: its engine may have been away as it ended."""
+        tail = b""
+        async with aclosing(self._engine.logs(machine.id, follow=False)) as chunks:
+            async for chunk in chunks:
+                tail = (tail + chunk)[-bootstrap.HEAD_BYTES :]
+        if bootstrap.end_of(tail, machine.nonce) is None:
+            raise MachineLost("the end of its output was lost with its engine")
+
+    async def _check_started(self, machine: Machine, state: State) -> None:
+        said = b""
+        async with aclosing(self._engine.logs(machine.id, follow=False)) as chunks:
+            async for chunk in chunks:
+                said += chunk
+                if len(said) >= bootstrap.HEAD_BYTES:
+                    break
+        if said.startswith(bootstrap.mark(machine.nonce)):
+            return
+        if not said or state.code in FAILED:
+            raise NotStarted(bootstrap.why_not_started(state.code, said))
+        # Else it began: without the mark this is the output of a program whose beginning the log has given up.
+
+    async def chunks(self, machine: Machine) -> AsyncGenerator[bytes, None]:
+        """Over restarts of the engine."""
+        sent = _Sent()
+        live = self._live.get(machine.id)
+        if live is not None and not live.read:
+            live.read = True
+            try:
+                async with aclosing(live.output.chunks()) as chunks:
+                    async for chunk in chunks:
+                        sent.add(chunk)
+                        yield chunk
+                if await self._whole(live):
+                    return
+            finally:
+                await live.close()
+        while True:
+            state = await state_of(self._engine, machine)
+            with suppress(VmmsUnavailable):
+                async with aclosing(self._logged(machine, state, sent)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                if not state.running:
+                    return
+
+    async def _whole(self, live: _Live) -> bool:
+        """Whether the stream ended because the container did."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(UNREAD_S):
+                return await live.ending.kept()
+        return False
+
+    async def _logged(self, machine: Machine, state: State, sent: _Sent) -> AsyncGenerator[bytes, None]:
+        """What the log holds after the bytes already sent, followed while the machine runs.
+
+        Raises MachineLost if it does not begin with those: the engine died before it had written them,
+        or the log became too long and gave up its beginning.
+        """
+        head = _Sent()
+        mark = bootstrap.mark(machine.nonce)
+        begin = b""
+        async with aclosing(self._engine.logs(machine.id, follow=state.running)) as chunks:
+            async for chunk in chunks:
+                begin += chunk[: len(mark) - len(begin)]
+                repeated = chunk[: sent.size - head.size]
+                head.add(repeated)
+                if rest := chunk[len(repeated) :]:
+                    if head != sent:
+                        break
+                    sent.add(rest)
+                    head.add(rest)
+                    yield rest
+        torn = head != sent and (head.size == sent.size or not state.running)
+        given_up = not state.running and state.code not in FAILED and begin not in (b"", mark)
+        if torn or given_up:
+            raise MachineLost("the engine's log does not hold the whole output")
+
+    async def adopt(self, machine: Machine) -> None:
+        live = self._live.pop(machine.id, None)
+        if live is not None:
+            await live.close()
+        await self._engine.state(machine.id)
+        self._unwatched.add(machine.id)
+
+    def machines(self) -> list[Machine]:
+        """Nothing is kept but by the engine."""
+        return []
+
+    async def remove(self, machine: Machine) -> None:
+        live = self._live.pop(machine.id, None)
+        if live is not None:
+            await live.close()
+        self._unwatched.discard(machine.id)

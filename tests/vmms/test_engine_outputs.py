@@ -1,0 +1,58 @@
+"""localDocker whose output goes through the engine: the same contract, and what only a log can do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from contracts.machines import MB, Backend, adopted, inputs, limit, make, output_of
+from contracts.vmms import VmmsContract
+from support.engine import Engine
+from tango_async.errors import MachineLost, NotStarted
+from tango_async.model import Exit
+from tango_async.vmms import engine_outputs
+from vmms.conftest import backend_on
+
+
+@pytest.fixture
+async def backend(docker_engine: Engine, tmp_path: Path) -> AsyncIterator[Backend]:
+    async with backend_on(docker_engine, tmp_path, "engine") as made:
+        yield made
+
+
+class TestThroughTheEngine(VmmsContract):
+    """The contract."""
+
+
+async def test_output_that_nobody_reads_does_not_hold_up_the_job(backend: Backend) -> None:
+    async with backend.machine() as machine:
+        job = make("seq 400000; echo done >&2")
+        await backend.vmms.copy_in(machine, inputs(job), limit())
+        assert await backend.vmms.run_job(machine) == Exit(0)
+        assert await output_of(backend.vmms, machine) == b"".join(b"%d\n" % i for i in range(1, 400_001)) + b"done\n"
+
+
+async def test_a_log_that_gave_up_its_beginning_is_no_output(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"max-size": "200k", "max-file": "1", "compress": "false"}
+    monkeypatch.setattr(engine_outputs, "LOG", {"Type": "local", "Config": config})
+    async with adopted(backend, make("seq 200000; exit 1"), limit()) as (successor, machine):
+        assert (await successor.run_job(machine)).code == 2
+        with pytest.raises(MachineLost, match="does not hold"):
+            await output_of(successor, machine)
+
+
+async def test_too_much_memory_is_told(backend: Backend) -> None:
+    ran = await backend.run(make("python3 -c 'print(len(bytearray(10**9)))'"), memory_bytes=64 * MB)
+    assert ran.exit.out_of_memory and ran.code != 0
+
+
+async def test_an_idle_machine_that_ended_is_told(docker_engine: Engine, backend: Backend) -> None:
+    async with backend.machine() as machine:
+        docker_engine.call("POST", f"/containers/{machine.id}/kill")
+        with pytest.raises(MachineLost, match="before it had a job"):
+            await backend.vmms.wait_vm(machine)
+        await backend.vmms.copy_in(machine, inputs(make("echo never")), limit())
+        with pytest.raises(NotStarted):
+            await backend.vmms.run_job(machine)
