@@ -12,7 +12,7 @@ import pytest
 from dispatcher.conftest import Bench
 from support.engine import Engine
 from support.fake_vmms import IMAGE, FakeVmms
-from support.images import saved
+from support.images import saved, variation
 from support.jobs import machine_of
 from tango_async.config import Docker, Settings
 from tango_async.model import EVERY_IMAGE, DispatcherRecord, JobState, PoolOrder, PoolState, Verdict
@@ -219,6 +219,20 @@ async def test_containers_left_waiting_end_by_themselves_and_are_removed(contain
     await containers.bench.start()
     await containers.bench.until_true(lambda: not containers.all())
     await containers.graded()
+
+
+async def test_containers_of_an_image_that_was_tagged_anew_are_replaced(containers: Containers) -> None:
+    with variation(containers.engine, {"a": b"1"}) as image, variation(containers.engine, {"a": b"2"}) as other:
+        await containers.bench.queue.want_pool(image, PoolOrder(size=1, network=False))
+        await containers.bench.start()
+        await containers.prepared(1)
+        old = containers.all()
+        containers.engine.call("POST", f"/images/{other}/tag", repo=image)
+        await containers.bench.until_true(lambda: len(containers.all()) == 1 and containers.all() != old)
+        new = containers.engine.get(f"/containers/{containers.all()[0]}/json")
+        assert new["Image"] == containers.engine.get(f"/images/{other}/json")["Id"]
+        await containers.graded(image=image, network=False)
+        await containers.bench.finish()
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ class LocalDocker:
     """The back-end over the engine of `settings.docker.host`, or of /var/run/docker.sock."""
 
     name = "localDocker"
-    capabilities = Capabilities(adopt=True, prestart=True, load_images=True, network=True, cpusets=True)
+    capabilities = Capabilities(adopt=True, prestart=True, load_images=True, image_ids=True, network=True, cpusets=True)
 
     def __init__(self, settings: Settings, install: str) -> None:
         self._settings = settings.docker
@@ -82,6 +82,9 @@ class LocalDocker:
         self._check_shared()
         self._outputs.check()
         return await self._images.names()
+
+    async def image_ids(self) -> dict[str, str]:
+        return await self._images.ids()
 
     async def load_image(self, name: str, archive: AsyncIterator[bytes]) -> None:
         await self._images.load(name, archive)
