@@ -5,8 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
+
+POLL_EVERY_S = 0.001
+
+
+async def timed(work: Awaitable[object]) -> float:
+    """Seconds that it took."""
+    begun = time.perf_counter()
+    await work
+    return time.perf_counter() - begun
 
 
 class Connection:
@@ -31,23 +40,51 @@ class Connection:
         length = int(answer.lower().split(b"content-length:")[1].split(b"\r\n")[0])
         return answer, await self._reader.readexactly(length)
 
+    async def is_ready(self, output: str, lab: str = "lab") -> bool:
+        """As Autolab tells that a feedback is there: its content type is not JSON."""
+        head, _ = await self.ask("GET", f"/poll/test/{lab}/{output}/")
+        return b"application/json" not in head
+
 
 async def each_in_turn(
-    url: str, connections: int, total: int, request: Callable[[int], bytes], path: str
-) -> list[float]:
-    """Sends `total` bodies over so many connections; seconds of each."""
-    taken: list[float] = []
-    numbers = iter(range(total))
+    url: str, connections: int, numbers: Sequence[int], request: Callable[[int], bytes], path: str
+) -> dict[int, float]:
+    """Sends a body for each number over so many connections; when each was sent, by the clock of `perf_counter`."""
+    sent: dict[int, float] = {}
+    left = iter(numbers)
 
     async def work() -> None:
         async with Connection(url) as connection:
-            for number in numbers:
+            for number in left:
                 body = request(number)
-                begun = time.perf_counter()
+                sent[number] = time.perf_counter()
                 _, answer = await connection.ask("POST", path, body)
-                taken.append(time.perf_counter() - begun)
                 if json.loads(answer)["statusId"] != 0:
                     raise RuntimeError(answer)
 
     await asyncio.gather(*(work() for _ in range(connections)))
-    return taken
+    return sent
+
+
+class Outputs:
+    """Sees when outputs become ready, by polls on one connection; `gaps` are the seconds between two looks."""
+
+    def __init__(self, url: str, *, window: int) -> None:
+        self._url, self._window = url, window
+        self.gaps: list[float] = []
+
+    async def wait(self, numbers: Sequence[int], lab: str = "lab") -> dict[int, float]:
+        """When each was seen ready. Only the first `window` that are still awaited are asked for: so many run."""
+        left, seen = list(numbers), {}
+        async with Connection(self._url) as connection:
+            last = time.perf_counter()
+            while left:
+                for number in left[: self._window]:
+                    if await connection.is_ready(f"{number}.txt", lab):
+                        seen[number] = time.perf_counter()
+                left = [number for number in left if number not in seen]
+                await asyncio.sleep(POLL_EVERY_S)
+                now = time.perf_counter()
+                self.gaps.append(now - last)
+                last = now
+        return seen

@@ -1,49 +1,108 @@
 #!/usr/bin/env python3
 """Speed and memory of the service beside their floors, measured in turn in one run.
 
-    bench/main.py [NAME …]     latency-sandbox latency-docker transfer add-job list guarantees; all without a name
+    bench/main.py [--quick] [--docs] [PART …]      all parts without a name; --list tells them
 
-Prints a table and writes it as JSON to .cache/bench.json. A figure without its floor says little: the
-machine is shared, so read the ratio.
+Prints a table, writes it as JSON to .cache/bench/bench.json and plots beside it; with --docs, table and plots
+go to docs/ too. A figure without its floor says little: the machine may be shared, so read the ratio.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
+import shutil
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
 
-from figures import Figure, table  # noqa: E402
+import page  # noqa: E402
+from fairness import fairness  # noqa: E402
+from figures import Figure, Plot, Report, table  # noqa: E402
 from guarantees import guarantees  # noqa: E402
-from measures import add_job, latency_docker, latency_sandbox, listing, transfer  # noqa: E402
+from host import Missing, adopt_orphans  # noqa: E402
+from latency import latency_docker, latency_sandbox  # noqa: E402
+from peers import PYTHON, peers  # noqa: E402
+from routes import listing, routes  # noqa: E402
+from scale import scale  # noqa: E402
+from throughput import throughput_docker, throughput_sandbox  # noqa: E402
+from transfer import transfer  # noqa: E402
 
-MEASURES: dict[str, Callable[[Path], Awaitable[list[Figure]]]] = {
+PARTS: dict[str, Callable[[Path, bool], Awaitable[Report]]] = {
     "latency-sandbox": latency_sandbox,
     "latency-docker": latency_docker,
-    "transfer": transfer,
-    "add-job": add_job,
-    "list": listing,
+    "throughput-sandbox": throughput_sandbox,
+    "throughput-docker": throughput_docker,
     "guarantees": guarantees,
+    "peers": peers,
+    "routes": routes,
+    "list": listing,
+    "transfer": transfer,
+    "fairness": fairness,
+    "scale": scale,
 }
+RESULTS = ROOT / ".cache/bench"
 
 
-async def main(names: list[str]) -> None:
-    figures: list[Figure] = []
-    for name in names or MEASURES:
-        # Beside the checkout: a 1 GiB file belongs on a disk.
-        (ROOT / ".cache").mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / ".cache") as directory:
-            found = await MEASURES[name](Path(directory))
-        print(table(found), flush=True)
-        figures += found
-    (ROOT / ".cache/bench.json").write_text(json.dumps([f.plain() for f in figures], indent=1))
+async def run(part: str, quick: bool) -> Report:
+    """A part in a directory of its own, beside the checkout: a 1 GiB file belongs on a disk."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / ".cache") as directory:
+        try:
+            return await PARTS[part](Path(directory), quick)
+        except Missing as why:
+            return Report([], skipped=str(why))
+
+
+async def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("part", nargs="*", choices=[*PARTS, []])
+    arguments.add_argument("--quick", action="store_true", help="a few rounds of each, and a smaller backlog")
+    arguments.add_argument("--docs", action="store_true", help="write the results to docs/ too")
+    chosen = arguments.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    adopt_orphans()
+    found: dict[str, Report] = {}
+    for part in chosen.part or PARTS:
+        begun = time.monotonic()
+        found[part] = report = await run(part, chosen.quick)
+        print(f"\n{part}, {time.monotonic() - begun:.0f} s" + (f"; skipped: {report.skipped}" if report.skipped else ""))
+        print(table(report.figures), flush=True)
+        write(found)
+    draw([plot for report in found.values() for plot in report.plots])
+    if chosen.docs:
+        publish(found)
+
+
+def write(found: dict[str, Report]) -> None:
+    plain = {p: {"skipped": r.skipped, "figures": [f.plain() for f in r.figures]} for p, r in found.items()}
+    (RESULTS / "bench.json").write_text(json.dumps(plain, indent=1))
+
+
+def draw(plots: list[Plot]) -> None:
+    """By the benchmark's own environment, which has matplotlib."""
+    (RESULTS / "plots.json").write_text(json.dumps([asdict(plot) for plot in plots]))
+    if PYTHON.exists():
+        subprocess.run([PYTHON, ROOT / "bench/plots.py", RESULTS], check=True)
+    else:
+        print(f"no plots: {PYTHON} is not there; scripts/setup.sh bench makes it")
+
+
+def publish(found: dict[str, Report]) -> None:
+    figures: list[Figure] = [f for report in found.values() for f in report.figures]
+    page.put_table(ROOT / "docs/speed.md", figures, [f"{p}: {r.skipped}" for p, r in found.items() if r.skipped])
+    pictures = ROOT / "docs/speed"
+    pictures.mkdir(exist_ok=True)
+    for picture in RESULTS.glob("*.png"):
+        shutil.copy(picture, pictures)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1:]))
+    asyncio.run(main())
