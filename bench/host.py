@@ -1,4 +1,4 @@
-"""What a part runs on: Redis, the service's console scripts as an operator starts them, an engine; and processor time."""
+"""What a part runs on: Redis, the console scripts as an operator starts them, an engine; and processor time."""
 
 from __future__ import annotations
 
@@ -146,4 +146,3 @@ class Watch:
     @property
     def growth(self) -> float:
         return self.most - self.before
-

@@ -1,6 +1,6 @@
 """Machines that cost nothing: what is left is the service's own work.
 
-    TANGO_VMMS=machines:Idle      a job ends at once, or after the seconds that its Makefile's first line says: # sleep 1
+TANGO_VMMS=machines:Idle      a job ends at once, or after the seconds that its Makefile's first line says: # sleep 1
 """
 
 from __future__ import annotations

@@ -73,7 +73,9 @@ async def main() -> None:
     for part in chosen.part or PARTS:
         begun = time.monotonic()
         found[part] = report = await run(part, chosen.quick)
-        print(f"\n{part}, {time.monotonic() - begun:.0f} s" + (f"; skipped: {report.skipped}" if report.skipped else ""))
+        print(
+            f"\n{part}, {time.monotonic() - begun:.0f} s" + (f"; skipped: {report.skipped}" if report.skipped else "")
+        )
         print(table(report.figures), flush=True)
         write(found)
     draw([plot for report in found.values() for plot in report.plots])

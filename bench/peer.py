@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """One peer: peer.py NAME REDIS_URL JOBS. Enqueues no-op jobs, runs them in this process, prints both rates as JSON.
 
-Runs in the benchmark's own environment. Each peer as its documentation starts it, with the settings that
-make it survive a killed worker where it has them, at most 32 jobs at a time, and its results as it keeps them by default.
+Runs in the benchmark's own environment. Each peer as its documentation starts it, with the settings that make
+it survive a killed worker where it has them, at most 32 jobs at a time, its results kept as they are by default.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ KEEPS = {
     "saq": "survives; redelivered by a sweep after the job's time-out, if it may be retried; not fenced",
     "taskiq": "streams: survives; redelivered when idle for 10 minutes; not fenced, a longer job runs twice",
     "dramatiq": "survives; redelivered when its worker was silent for 60 s; not fenced, duplicates possible",
-    "celery": "with acks_late: survives; redelivered after 1 h (visibility time-out); not fenced, a longer job runs twice",
+    "celery": "with acks_late: survives; redelivered after 1 h; not fenced, a longer job runs twice",
 }
 """What becomes of a job whose worker is killed, as each one's documentation says; tried here for this queue only."""
 
