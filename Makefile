@@ -27,9 +27,9 @@ grading-image: ## build the grading image from Debian packages and load it into 
 	@scripts/setup.sh run
 	@$(PY) deploy/images/grading_image.py
 
-bench: ## measure speed and memory beside their floors, in one run
-	@scripts/setup.sh dev
-	@$(PY) bench/main.py
+bench: ## measure speed and memory beside their floors, in one run; BENCH="--quick latency-sandbox scale"
+	@scripts/setup.sh bench
+	@$(PY) bench/main.py $(BENCH)
 
 soak: ## run the service under load while its processes are killed; SOAK="--seconds 300 --seed 1 --vmms localSandbox"
 	@scripts/setup.sh dev
@@ -43,6 +43,8 @@ lock: ## resolve the dependencies anew
 	@test -x .venv/bin/uv || .venv/bin/pip install --quiet uv
 	@.venv/bin/uv pip compile $(LOCK) --group build -o requirements.lock
 	@.venv/bin/uv pip compile $(LOCK) --group build --group dev -c requirements.lock -o requirements-dev.lock
+	@.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--group bench -o requirements-bench.lock
 
 clean: ## remove what the targets made
 	@rm -rf .venv build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -121,7 +121,7 @@ async def _all(
 
 async def latency_sandbox(directory: Path, quick: bool) -> Report:
     bare, numbers = bare_sandbox(directory), Numbers()
-    rounds = 20 if quick else 100
+    rounds = 20 if quick else 60
     options = {"TANGO_VMMS": "localSandbox", "TANGO_SLOTS": str(SLOTS)}
     async with service(directory, "tango-http", "tango-dispatcher", **options) as running:
         figures = await _all("sandbox, cold", running, numbers, bare, "bare bwrap", rounds, None, "<= 40")
@@ -143,7 +143,7 @@ async def docker_service(directory: Path) -> Any:
 
 
 async def latency_docker(directory: Path, quick: bool) -> Report:
-    rounds, numbers = 8 if quick else 30, Numbers()
+    rounds, numbers = 8 if quick else 20, Numbers()
     async with docker_service(directory) as (running, docker):
         cold, warm = cold_container(docker), warm_container(docker)
         beside = "create, start, wait"

@@ -41,7 +41,7 @@ async def routes(directory: Path, quick: bool) -> Report:
     """One tango-http, with its Redis; the handler without any of them answers as many bytes."""
     if shutil.which("wrk") is None:
         raise Missing("wrk is not installed: apt-get install wrk")
-    seconds, rounds = (1, 2) if quick else (3, 5)
+    seconds, rounds = (1, 2) if quick else (2, 5)
     names = ["addJob", "poll, ready", "poll, not ready", "open", "info"]
     mine: dict[str, list[Load]] = {name: [] for name in names}
     floor: dict[str, list[Load]] = {name: [] for name in names}
@@ -100,13 +100,11 @@ async def listing(directory: Path, quick: bool) -> Report:
                 await connection.ask("GET", "/jobs/test/0/")
                 taken.append((time.perf_counter() - begun) * 1000)
                 await asyncio.sleep(0.05)
-    longest = [max(watch.info_ms)]
+    longest, usual = [max(watch.info_ms)], [statistics.median(watch.info_ms)]
     return Report(
         [
             Figure(f"/jobs/ with {jobs:,} live jobs", "ms", taken, aim="<= 250"),
             Figure("/info meanwhile, longest", "ms", longest, [max(idle.info_ms)], "with nothing else", "held <= 50"),
-            Figure(
-                "/info meanwhile", "ms", [statistics.median(watch.info_ms)], [statistics.median(idle.info_ms)], "idle"
-            ),
+            Figure("/info meanwhile", "ms", usual, [statistics.median(idle.info_ms)], "with nothing else"),
         ]
     )

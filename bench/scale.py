@@ -28,6 +28,8 @@ from tango_async.model import Claim, Verdict
 from tango_async.queue.connection import _script
 from tango_async.queue.redis import Queue
 
+LIST = 500
+LISTING = f"/jobs/, capped at {LIST}"
 COURSES = 20
 SUBMITTERS = 50
 BATCHES, BATCH = 10, 10
@@ -70,10 +72,12 @@ async def scale(directory: Path, quick: bool) -> Report:
     figures.append(Figure(f"Redis's memory a waiting job, {sizes[-1]:,}", "bytes", [job_bytes]))
     figures.append(Figure("jobs added in pipelines", "jobs/s", [rate]))
     for call, found in costs.items():
-        grows, error = slope(sizes, found)
-        what = f"{call}, {sizes[0]:,} to {sizes[-1]:,} waiting"
+        # A list is as long as the backlog until that is as long as its cap.
+        first = sum(size <= LIST for size in sizes) if call == LISTING else 0
+        grows, error = slope(sizes[first:], found[first:])
+        what = f"{call}, {sizes[first]:,} to {sizes[-1]:,} waiting"
         note = f"grows with the backlog's power {grows:.3f} ± {error:.3f}: {_kind(grows)}"
-        figures.append(Figure(what, "µs", found, bare, BARE, note=note))
+        figures.append(Figure(what, "µs", found[first:], bare[first:], BARE, note=note))
     lines = [Line(call, sizes, found) for call, found in (costs | {BARE: bare}).items()]
     plot = Plot("scale", "Cost of a call to the Redis server", "jobs waiting", "µs", lines, log=True)
     return Report(figures, [plot])
@@ -171,7 +175,7 @@ async def _costs(queue: Queue) -> dict[str, float]:
         await queue.forecasts([waiting[n % len(waiting)]], 32, [IMAGE])
 
     async def listing(_: int) -> None:
-        await queue.live(500)
+        await queue.live(LIST)
 
     async def bare(n: int) -> None:
         await queue._command("EVAL", BARE_SCRIPT, 1, f"{queue._prefix}bare", f"{queue._prefix}bare:{n}", bytes(600))
@@ -182,7 +186,7 @@ async def _costs(queue: Queue) -> dict[str, float]:
         int(i) for i in await queue._command("ZRANGE", f"{queue._prefix}queued", middle, middle + BATCHES * BATCH)
     ]
     costs["a job's position"] = await _cost(queue, position)
-    costs["/jobs/, capped at 500"] = await _cost(queue, listing, "zrange", "hgetall")
+    costs[LISTING] = await _cost(queue, listing, "zrange", "hgetall")
     costs["claim"] = await _cost(queue, claim)
     costs["end"] = await _cost(queue, end)
     return costs

@@ -26,7 +26,7 @@ async def throughput_sandbox(directory: Path, quick: bool) -> Report:
 
 async def throughput_docker(directory: Path, quick: bool) -> Report:
     async with docker_service(directory) as (running, docker):
-        return await _compare("Docker", running, warm_container(docker), 30 if quick else 100, 2 if quick else 5)
+        return await _compare("Docker", running, warm_container(docker), 30 if quick else 60, 2 if quick else 5)
 
 
 async def _compare(what: str, running: Service, floor: Job, jobs: int, rounds: int) -> Report:

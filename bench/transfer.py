@@ -1,4 +1,4 @@
-"""A gigabyte up and down: speed beside nginx, a bare aiohttp handler and the disk by hand, memory, and the loop meanwhile."""
+"""A gigabyte up and down: speed beside nginx, bare aiohttp and the disk by hand, memory, and the loop meanwhile."""
 
 from __future__ import annotations
 

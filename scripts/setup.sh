@@ -3,10 +3,11 @@
 #
 #   setup.sh run     the virtual environment, and bubblewrap if neither it nor a Docker engine is there
 #   setup.sh dev     the same with the development tools
-#   setup.sh ci      besides, every server that the tests know: Redis, Docker, the grading image's tools
+#   setup.sh bench   dev, and an environment of its own for what the benchmark stands beside and draws with
+#   setup.sh ci      besides dev, every server that the tests know: Redis, Docker, the grading image's tools
 set -eu
 cd "$(dirname "$0")/.."
-what=${1:?run, dev or ci}
+what=${1:?run, dev, bench or ci}
 venv=.venv
 
 say() { echo "setup: $*" >&2; }
@@ -60,4 +61,19 @@ if [ ! -f "$stamp" ] || [ "$lock" -nt "$stamp" ] || [ pyproject.toml -nt "$stamp
   $venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . \
     || fail "pip could not install the project itself; type: $venv/bin/pip install --no-deps -e ."
   touch "$stamp"
+fi
+
+# One of the peers wants an older redis than the service does, so they live apart.
+if [ "$what" = bench ]; then
+  apart=.cache/bench-venv
+  lock=requirements-bench.lock
+  stamp=$apart/installed
+  if [ ! -f "$stamp" ] || [ "$lock" -nt "$stamp" ]; then
+    say "installing the Python packages of $lock"
+    mkdir -p .cache
+    [ -x $apart/bin/python ] || "$python" -m venv $apart
+    $apart/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock" \
+      || fail "pip could not install $lock; type: $apart/bin/pip install --require-hashes -r $lock"
+    touch "$stamp"
+  fi
 fi
