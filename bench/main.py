@@ -13,11 +13,13 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,7 +56,7 @@ RESULTS = ROOT / ".cache/bench"
 
 async def run(part: str, quick: bool) -> Report:
     """A part in a directory of its own, beside the checkout: a 1 GiB file belongs on a disk."""
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT / ".cache") as directory:
+    with tempfile.TemporaryDirectory(prefix="run-", dir=ROOT / ".cache") as directory:
         try:
             return await PARTS[part](Path(directory), quick)
         except Missing as why:
@@ -70,17 +72,27 @@ async def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     adopt_orphans()
     found: dict[str, Report] = {}
-    for part in chosen.part or PARTS:
+    try:
+        await measure(chosen.part or list(PARTS), chosen.quick, found)
+    finally:
+        draw([plot for report in found.values() for plot in report.plots])
+        if chosen.docs:
+            publish(found)
+
+
+async def measure(parts: list[str], quick: bool, found: dict[str, Report]) -> None:
+    """One part after the other. SIGTERM ends it as Ctrl-C does, and leaves no process behind."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for part in parts:
         begun = time.monotonic()
-        found[part] = report = await run(part, chosen.quick)
+        found[part] = report = await run(part, quick)
         print(
             f"\n{part}, {time.monotonic() - begun:.0f} s" + (f"; skipped: {report.skipped}" if report.skipped else "")
         )
         print(table(report.figures), flush=True)
         write(found)
-    draw([plot for report in found.values() for plot in report.plots])
-    if chosen.docs:
-        publish(found)
 
 
 def write(found: dict[str, Report]) -> None:
@@ -107,4 +119,5 @@ def publish(found: dict[str, Report]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with suppress(asyncio.CancelledError, KeyboardInterrupt):
+        asyncio.run(main())
