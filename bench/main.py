@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -96,8 +97,17 @@ async def measure(parts: list[str], quick: bool, found: dict[str, Report]) -> No
 
 
 def write(found: dict[str, Report]) -> None:
-    plain = {p: {"skipped": r.skipped, "figures": [f.plain() for f in r.figures]} for p, r in found.items()}
+    plain: dict[str, object] = {
+        part: {"skipped": report.skipped, "figures": [figure.plain() for figure in report.figures]}
+        for part, report in found.items()
+    }
+    plain["host"] = host_now()
     (RESULTS / "bench.json").write_text(json.dumps(plain, indent=1))
+
+
+def host_now() -> str:
+    """What the figures have to be read with: who else used the processor is in the load, and so is the benchmark."""
+    return f"{os.cpu_count()} cores, load average {os.getloadavg()[2]:.1f} over the last quarter of an hour"
 
 
 def draw(plots: list[Plot]) -> None:
@@ -111,7 +121,8 @@ def draw(plots: list[Plot]) -> None:
 
 def publish(found: dict[str, Report]) -> None:
     figures: list[Figure] = [f for report in found.values() for f in report.figures]
-    page.put_table(ROOT / "docs/speed.md", figures, [f"{p}: {r.skipped}" for p, r in found.items() if r.skipped])
+    skipped = [f"{part}: {report.skipped}" for part, report in found.items() if report.skipped]
+    page.put_table(ROOT / "docs/speed.md", host_now(), figures, skipped)
     pictures = ROOT / "docs/speed"
     pictures.mkdir(exist_ok=True)
     for picture in RESULTS.glob("*.png"):

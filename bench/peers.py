@@ -10,6 +10,7 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from figures import Figure, Plot, Report
@@ -67,7 +68,7 @@ async def peers(directory: Path, quick: bool) -> Report:
     return report
 
 
-async def _measure(name: str, directory: Path, url: str, jobs: int) -> dict[str, float]:
+async def _measure(name: str, directory: Path, url: str, jobs: int) -> dict[str, Any]:
     if name == OURS[0]:
         return await _scripts(settings_for(directory, url), jobs)
     if name == OURS[1]:
@@ -79,11 +80,11 @@ async def _measure(name: str, directory: Path, url: str, jobs: int) -> dict[str,
     lines = [line for line in out.decode().splitlines() if line.startswith("{")]
     if not lines:
         raise RuntimeError(f"{name}: {err.decode()[-2000:]}")
-    found: dict[str, float] = json.loads(lines[-1])
+    found: dict[str, Any] = json.loads(lines[-1])
     return found
 
 
-async def _scripts(settings: Settings, jobs: int) -> dict[str, float]:
+async def _scripts(settings: Settings, jobs: int) -> dict[str, Any]:
     """Adding, then claim, start and end, by 32 coroutines of one process."""
     queue = Queue(settings)
     to_add, to_end = iter(range(jobs)), iter(range(jobs))
