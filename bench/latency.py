@@ -15,7 +15,7 @@ import aiodocker
 from client import Connection, Outputs, each_in_turn
 from figures import Figure, Report
 from host import IMAGE, engine, job, service
-from raw import Job, at_once, bare_sandbox, cold_container, warm_container
+from raw import Job, WarmContainers, at_once, bare_sandbox, cold_container
 
 from support.service import Service
 
@@ -145,10 +145,15 @@ async def docker_service(directory: Path) -> Any:
 async def latency_docker(directory: Path, quick: bool) -> Report:
     rounds, numbers = 8 if quick else 20, Numbers()
     async with docker_service(directory) as (running, docker):
-        cold, warm = cold_container(docker), warm_container(docker)
+        cold, warm = cold_container(docker), WarmContainers(docker)
         beside = "create, start, wait"
         figures = await _all("Docker, cold", running, numbers, cold, beside, rounds, None, "<= 1.3 x floor")
         await _prepared(running, PREPARED)
         beside = "fed on stdin, prepared"
-        figures += await _all("Docker, prepared", running, numbers, warm, beside, rounds, _settled, "<= 1.3 x floor")
+
+        async def settled() -> None:
+            await warm.prepare(PREPARED)
+            await _settled()
+
+        figures += await _all("Docker, prepared", running, numbers, warm, beside, rounds, settled, "<= 1.3 x floor")
     return Report(figures)

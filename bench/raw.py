@@ -9,7 +9,7 @@ import tarfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import aiodocker
 from host import IMAGE, MAKEFILE
@@ -70,27 +70,41 @@ def cold_container(docker: aiodocker.Docker) -> Job:
     return job
 
 
-def warm_container(docker: aiodocker.Docker) -> Job:
-    """A container that was started before waits for a tar on its standard input."""
-    script = "cd /home/autograde && tar xf - && exec make </dev/null"
-    streams = {"OpenStdin": True, "StdinOnce": True, "AttachStdin": True, "AttachStdout": True, "AttachStderr": True}
+class WarmContainers:
+    """A job is fed to a container that was started before and waits for a tar on its standard input.
 
-    async def job() -> float:
-        container = await docker.containers.create(_config(script, **streams))
-        async with container.attach(stdin=True, stdout=True, stderr=True) as stream:
-            await stream._init()
-            await container.start()
-            await asyncio.sleep(0.05)  # until its shell reads, as a prepared machine does
-            begun = time.perf_counter()
-            await stream.write_in(TAR)
-            while await stream.read_out() is not None:
-                pass
-            await _ended_well(container)
-            taken = time.perf_counter() - begun
+    One that is not prepared is made then, and only `at_once` counts that.
+    """
+
+    SCRIPT = "cd /home/autograde && tar xf - && exec make </dev/null"
+    STREAMS: ClassVar = dict.fromkeys(("OpenStdin", "StdinOnce", "AttachStdin", "AttachStdout", "AttachStderr"), True)
+
+    def __init__(self, docker: aiodocker.Docker) -> None:
+        self._docker = docker
+        self._ready: list[tuple[Any, Any]] = []
+
+    async def prepare(self, count: int) -> None:
+        while len(self._ready) < count:
+            self._ready.append(await self._make())
+
+    async def _make(self) -> tuple[Any, Any]:
+        container = await self._docker.containers.create(_config(self.SCRIPT, **self.STREAMS))
+        stream = container.attach(stdin=True, stdout=True, stderr=True)
+        await stream._init()
+        await container.start()
+        return container, stream
+
+    async def __call__(self) -> float:
+        container, stream = self._ready.pop() if self._ready else await self._make()
+        begun = time.perf_counter()
+        await stream.write_in(TAR)
+        while await stream.read_out() is not None:
+            pass
+        await _ended_well(container)
+        taken = time.perf_counter() - begun
+        await stream.close()
         await container.delete(force=True)
         return taken
-
-    return job
 
 
 async def _ended_well(container: Any) -> None:

@@ -10,7 +10,7 @@ from client import Outputs, each_in_turn, timed
 from figures import Figure, Line, Plot, Report
 from host import cpu_s, job, service
 from latency import Numbers, docker_service
-from raw import Job, at_once, bare_sandbox, warm_container
+from raw import Job, WarmContainers, at_once, bare_sandbox
 
 from support.service import Service
 
@@ -26,7 +26,7 @@ async def throughput_sandbox(directory: Path, quick: bool) -> Report:
 
 async def throughput_docker(directory: Path, quick: bool) -> Report:
     async with docker_service(directory) as (running, docker):
-        return await _compare("Docker", running, warm_container(docker), 30 if quick else 60, 2 if quick else 5)
+        return await _compare("Docker", running, WarmContainers(docker), 30 if quick else 60, 2 if quick else 5)
 
 
 async def _compare(what: str, running: Service, floor: Job, jobs: int, rounds: int) -> Report:
