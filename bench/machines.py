@@ -30,6 +30,9 @@ class Idle:
     async def get_images(self) -> list[str]:
         return [IMAGE]
 
+    async def image_ids(self) -> dict[str, str]:
+        return {}
+
     async def load_image(self, name: str, archive: AsyncIterator[bytes]) -> None: ...
 
     async def initialize_vm(self, spec: MachineSpec, owner: str) -> Machine:
@@ -51,6 +54,8 @@ class Idle:
 
     async def copy_out(self, machine: Machine) -> AsyncIterator[bytes]:
         yield b"nothing\n"
+
+    async def usage(self, machine: Machine) -> None: ...
 
     async def destroy_vm(self, machine: Machine) -> None: ...
 
