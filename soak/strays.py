@@ -10,7 +10,7 @@ from stage import PREFIX, Stage
 
 EXPIRING = ("same:", "claim:", "control:", "live:", "lane:", "upkeep")
 """Keys that are bounded by their expiry, which is then required."""
-LASTING = {"ids", "seq", "vclock", "server", "dead", "counters", "dispatchers", "beats"}
+LASTING = {"ids", "seq", "vclock", "mean_ms", "server", "dead", "counters", "dispatchers", "beats"}
 LASTING |= {"pins", "machines", "queued", "held"}
 EMPTY = ("pins", "machines", "queued", "held", "outbox", "unsent", "pools", "builds")
 

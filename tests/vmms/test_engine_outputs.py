@@ -10,6 +10,7 @@ import pytest
 from contracts.machines import MB, Backend, adopted, inputs, limit, make, output_of
 from contracts.vmms import VmmsContract
 from support.engine import Engine
+from support.ward import Ward
 from tango_async.errors import MachineLost, NotStarted
 from tango_async.model import Exit
 from tango_async.vmms import engine_outputs
@@ -17,8 +18,8 @@ from vmms.conftest import backend_on
 
 
 @pytest.fixture
-async def backend(docker_engine: Engine, tmp_path: Path) -> AsyncIterator[Backend]:
-    async with backend_on(docker_engine, tmp_path, "engine") as made:
+async def backend(ward: Ward, docker_engine: Engine, tmp_path: Path) -> AsyncIterator[Backend]:
+    async with backend_on(ward, docker_engine, tmp_path, "engine") as made:
         yield made
 
 

@@ -141,7 +141,12 @@ class HostOutputs:
             if out_of_memory is None:
                 out_of_memory = (await self._stopped(machine)).out_of_memory
             return bootstrap.ended(code, out_of_memory=out_of_memory)
-        state = await self._stopped(machine)
+        try:
+            state = await self._stopped(machine)
+        except MachineLost as e:
+            if started:
+                raise
+            raise NotStarted("the machine was removed before the program began") from e
         if not started:
             raise NotStarted(bootstrap.why_not_started(state.code, head))
         if state.code in (bootstrap.KILLED, outputs.UNKNOWN_END) and not state.out_of_memory:
