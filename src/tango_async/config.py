@@ -123,7 +123,7 @@ class Resubmission(StrEnum):
 
     KEEP = "keep"
     OUTPUT = "output"
-    """It is cancelled if both have the same output file."""
+    """It is cancelled if both have the same submitter and output file."""
     SUBMITTER = "submitter"
     """It is cancelled if both have the same submitter."""
 
@@ -144,8 +144,8 @@ class Share(Group, frozen=True):
     """Tables `[[share.course]]`: the first one whose `pattern` (`*` and `?`, as in `retention.course`) fits a course
     holds for it. `weight` is its share beside the others' (1); `max_running` and `max_running_each` bound the jobs
     that run at a time, of the course and of one submitter (0: any); `resubmission` says what becomes of a job that
-    waits or runs when its submitter sends another one: `keep`, or `output` and `submitter`: it is cancelled if both
-    have the same output file, or the same submitter and courselab; `lane` names the share if several are to be one."""
+    waits or runs when its submitter sends another one to the courselab: `keep`; `output`: it is cancelled if both have
+    the same output file; or `submitter`: it is cancelled; `lane` names the share if several are to be one."""
     regrades: tuple[str, ...] = ("*regrade*",)
     """Patterns of job names whose priority is `regrade_priority`, if addJob asks for none."""
     regrade_priority: Priority = -10

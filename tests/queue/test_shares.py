@@ -162,6 +162,11 @@ async def test_a_newer_job_supersedes_the_waiting_and_the_running_one(queue: Que
     assert sorted(ids(await claim(queue, 5))) == [newest, other]
 
 
+async def test_nobody_supersedes_another_submitters_job(queue: Queue) -> None:
+    both = [await add(queue, "newest", submitter=f"{who}@example.edu", output_name="same.out") for who in "ab"]
+    assert sorted(ids(await claim(queue, 5))) == both
+
+
 async def test_where_all_are_kept_none_is_superseded(queue: Queue) -> None:
     both = [await add(queue, submitter="one@example.edu", output_name="same.out") for _ in range(2)]
     assert ids(await claim(queue, 5)) == both

@@ -37,8 +37,9 @@ local function older()
 end
 
 for _, other in ipairs(older()) do
-  local f = redis.call('HMGET', J(other), 'state', 'lab', 'intent')
-  if f[1] and f[1] ~= 'dead' and f[2] == ARGV[3] and not f[3] then
+  local f = redis.call('HMGET', J(other), 'state', 'lab', 'intent', 'who')
+  -- Never another submitter's, also where they have one output file.
+  if f[1] and f[1] ~= 'dead' and f[2] == ARGV[3] and not f[3] and f[4] == who then
     trace(other, now, 'Superseded by job ' .. id)
     call_off(other, now, ARGV[19], ARGV[20])
   end
