@@ -19,9 +19,9 @@ from guarantees import SLOTS, settings_for, whole_dispatcher, with_prefix
 from host import SYNC, Missing, redis
 from machines import IMAGE
 
-from support.jobs import claim_one, spec
+from support.jobs import spec
 from tango_async.config import Settings
-from tango_async.model import Verdict
+from tango_async.model import Claim, Verdict
 from tango_async.queue.redis import Queue
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,25 +85,26 @@ async def _measure(name: str, directory: Path, url: str, jobs: int) -> dict[str,
 
 
 async def _scripts(settings: Settings, jobs: int) -> dict[str, Any]:
-    """Adding, then claim, start and end, by 32 coroutines of one process."""
+    """Adding, then claim, start and end, by one process with 32 slots: as a dispatcher does, it claims for those free."""
     queue = Queue(settings)
-    to_add, to_end = iter(range(jobs)), iter(range(jobs))
+    to_add = iter(range(jobs))
 
     async def add() -> None:
         for _ in to_add:
             await queue.add(spec(), fingerprint=uuid4().hex)
 
-    async def work() -> None:
-        for _ in to_end:
-            claim = await claim_one(queue, [IMAGE], instance="bench")
-            assert claim is not None
-            await queue.start(claim, uuid4().hex)
-            await queue.end(claim, Verdict.SUCCESS, "Success: Autodriver returned normally", "ref")
+    async def work(claim: Claim) -> None:
+        await queue.start(claim, uuid4().hex)
+        await queue.end(claim, Verdict.SUCCESS, "Success: Autodriver returned normally", "ref")
+
+    async def half() -> None:
+        while claims := await queue.claim("bench", uuid4().hex, {IMAGE: SLOTS // 2}, SLOTS // 2):
+            await asyncio.gather(*map(work, claims))
 
     begun = time.perf_counter()
     await asyncio.gather(*(add() for _ in range(SLOTS)))
     between = time.perf_counter()
-    await asyncio.gather(*(work() for _ in range(SLOTS)))
+    await asyncio.gather(half(), half())
     after = time.perf_counter()
     await queue.close()
     return {"add": jobs / (between - begun), "drain": jobs / (after - between)}

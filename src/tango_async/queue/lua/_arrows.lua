@@ -13,13 +13,13 @@ end
 local function requeue(id, now, text)
   let_go(id, now, false)
   redis.call('HSET', J(id), 'state', 'queued', 'holder', '', 'machine', '', 'started_ms', '0')
-  trace(id, now, text)
+  trace(id, now, {text})
   enqueue(id)
 end
 
 -- queued/assigned/running -> dead. Writes the outbox entry in the same step. `seq` is that of the holder
--- who ended it, or '0': only that holder may later hear DONE.
-local function bury(id, now, seq, verdict, text, output, note)
+-- who ended it, or '0': only that holder may later hear DONE. `lines`, if any, come before the trace's last one.
+local function bury(id, now, seq, verdict, text, output, note, lines)
   local f = redis.call('HMGET', J(id), 'state', 'pin', 'cb', 'answered_ms', 'cb_min_ms', 'cb_wait_ms', 'asked_ms')
   if f[1] == 'queued' then dequeue(id) else let_go(id, now, true) end
   redis.call('HDEL', K('pins'), f[2])
@@ -27,7 +27,9 @@ local function bury(id, now, seq, verdict, text, output, note)
     'verdict', verdict, 'output', output, 'note', note)
   redis.call('ZADD', K('dead'), int(now), id)
   count('ended_' .. verdict)
-  trace(id, now, text, true)
+  lines = lines or {}
+  lines[#lines + 1] = text
+  trace(id, now, lines, true)
   if f[3] and f[3] ~= '' then
     local due = now
     if f[4] and f[4] ~= '0' then

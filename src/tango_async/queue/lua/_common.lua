@@ -10,12 +10,13 @@ end
 
 local function int(n) return string.format('%.0f', n) end
 
--- One line of the trace: "<ms>|<text>\n". Bounded, so that no loop can grow a record for ever; the
--- last line of a life (`whatever`) is always written.
-local function trace(id, now, text, whatever)
+-- Lines of the trace, each "<ms>|<text>\n". Bounded, so that no loop can grow a record for ever; the last line of a
+-- life (`whatever`) is always written.
+local function trace(id, now, texts, whatever)
   local old = redis.call('HGET', J(id), 'trace') or ''
-  if whatever or #old < 16384 then
-    redis.call('HSET', J(id), 'trace', old .. int(now) .. '|' .. text .. '\n')
+  if #texts > 0 and (whatever or #old < 16384) then
+    local at = int(now) .. '|'
+    redis.call('HSET', J(id), 'trace', old .. at .. table.concat(texts, '\n' .. at) .. '\n')
   end
 end
 

@@ -11,11 +11,29 @@ local function lane_key(lane) return K('lane:' .. lane) end
 local function place(kind, class, lane) return K(kind .. ':' .. class .. T .. lane) end
 local function of(kind, lane, who) return K(kind .. ':' .. lane .. T .. who) end
 local function mine_key(class, lane, who) return K('mine:' .. class .. T .. lane .. T .. who) end
-local function number_of(lane, field) return tonumber(redis.call('HGET', lane_key(lane), field) or '0') end
-local function weight_of(lane) return math.max(number_of(lane, 'weight'), 0.001) end
--- What a job takes, in ms: of a lane that has ended none, what the last ones of all lanes took.
-local function mean_of(lane)
-  return tonumber(redis.call('HGET', lane_key(lane), 'mean_ms') or redis.call('GET', K('mean_ms')) or FIRST_GUESS_MS)
+
+-- A lane as it stands, read once in a script: its weight, caps, virtual time and the mean time of a job in ms. Of a
+-- lane that has ended none that is what the last ones of all lanes took.
+local known_lanes = {}
+local function lane_of(name)
+  if not known_lanes[name] then
+    local f = redis.call('HMGET', lane_key(name), 'weight', 'cap', 'each', 'vt', 'mean_ms')
+    known_lanes[name] = {weight = math.max(tonumber(f[1] or 0), 0.001), cap = tonumber(f[2] or 0),
+      each = tonumber(f[3] or 0), vt = f[4] or '0', took = f[5],
+      mean = tonumber(f[5] or redis.call('GET', K('mean_ms')) or FIRST_GUESS_MS)}
+  end
+  return known_lanes[name]
+end
+
+-- What never changes of a job, read once in a script.
+local known_jobs = {}
+local function job_of(id)
+  if not known_jobs[id] then
+    local f = redis.call('HMGET', J(id), 'class', 'lane', 'who', 'order', 'slots', 'longest_ms', 'added_ms', 'spec')
+    known_jobs[id] = {class = f[1], lane = f[2], who = f[3], order = f[4], slots = tonumber(f[5]),
+      longest = tonumber(f[6]), added = f[7], spec = f[8]}
+  end
+  return known_jobs[id]
 end
 
 -- A mean, as it is after one more value.
@@ -26,6 +44,7 @@ end
 -- The lane's virtual time moves, and with it its place among the others.
 local function advance(lane, by)
   local vt = redis.call('HINCRBYFLOAT', lane_key(lane), 'vt', string.format('%.3f', by))
+  lane_of(lane).vt = vt
   for _, class in ipairs(redis.call('HKEYS', K('classes:' .. lane))) do
     redis.call('ZADD', K('lanes:' .. class), 'XX', vt, lane)
   end
@@ -33,7 +52,7 @@ end
 
 -- Offers the lane's jobs of this class, or hides them, as its cap and its jobs say. True if they were hidden before.
 local function refresh_lane(class, lane)
-  local cap, lanes = number_of(lane, 'cap'), K('lanes:' .. class)
+  local cap, lanes = lane_of(lane).cap, K('lanes:' .. class)
   local open = redis.call('EXISTS', place('wait', class, lane)) == 1
     and (cap == 0 or redis.call('SCARD', K('running:' .. lane)) < cap)
   if not open then
@@ -43,9 +62,9 @@ local function refresh_lane(class, lane)
     -- wait: their time may have gone back, when their jobs took less than was thought.
     local clock = tonumber(redis.call('GET', K('vclock')) or '0')
     local least = tonumber(redis.call('ZRANGE', lanes, 0, 0, 'WITHSCORES')[2] or clock)
-    local behind = math.min(clock, least) - number_of(lane, 'vt')
+    local behind = math.min(clock, least) - lane_of(lane).vt
     if behind > 0 then advance(lane, behind) end
-    redis.call('ZADD', lanes, redis.call('HGET', lane_key(lane), 'vt') or '0', lane)
+    redis.call('ZADD', lanes, lane_of(lane).vt, lane)
     return true
   end
 end
@@ -53,7 +72,7 @@ end
 -- Of a submitter only the best job of each class is offered, and none at the cap. That is so without a cap, too, so
 -- that one that is set or lifted later finds every job where it belongs.
 local function refresh_head(class, lane, who)
-  local each, heads = number_of(lane, 'each'), of('heads', lane, who)
+  local each, heads = lane_of(lane).each, of('heads', lane, who)
   local shown, best = redis.call('HGET', heads, class), nil
   if each == 0 or redis.call('SCARD', of('running', lane, who)) < each then
     best = redis.call('ZRANGE', mine_key(class, lane, who), 0, 0)[1]
@@ -68,12 +87,12 @@ local function refresh_head(class, lane, who)
   end
   if best and shown ~= best then
     redis.call('HSET', heads, class, best)
-    redis.call('ZADD', place('wait', class, lane), redis.call('HGET', J(best), 'order'), best)
+    redis.call('ZADD', place('wait', class, lane), job_of(best).order, best)
     redis.call('ZREM', place('parked', class, lane), best)
   end
 end
 
-local function capped(lane) return number_of(lane, 'cap') > 0 or number_of(lane, 'each') > 0 end
+local function capped(lane) return lane_of(lane).cap > 0 or lane_of(lane).each > 0 end
 
 -- A lane is remembered as long as it has jobs, and a while longer.
 local function forget_later(lane)
@@ -84,18 +103,18 @@ end
 
 -- nothing, held -> queued
 local function enqueue(id)
-  local f = redis.call('HMGET', J(id), 'class', 'lane', 'who', 'order')
-  local class, lane, who = f[1], f[2], f[3]
+  local job = job_of(id)
+  local class, lane, who = job.class, job.lane, job.who
   redis.call('ZADD', K('queued'), id, id)
   redis.call('HINCRBY', K('classes'), class, 1)
   redis.call('HINCRBY', K('classes:' .. lane), class, 1)
   redis.call('PERSIST', lane_key(lane))
   if who ~= '' then
-    redis.call('ZADD', mine_key(class, lane, who), f[4], id)
-    redis.call('ZADD', place('parked', class, lane), f[4], id)
+    redis.call('ZADD', mine_key(class, lane, who), job.order, id)
+    redis.call('ZADD', place('parked', class, lane), job.order, id)
     refresh_head(class, lane, who)
   else
-    redis.call('ZADD', place('wait', class, lane), f[4], id)
+    redis.call('ZADD', place('wait', class, lane), job.order, id)
   end
   refresh_lane(class, lane)
   if redis.call('ZSCORE', K('lanes:' .. class), lane) then ring(K('bell:' .. class)) end
@@ -103,11 +122,12 @@ end
 
 -- queued -> held, dead
 local function dequeue(id)
-  local f = redis.call('HMGET', J(id), 'class', 'lane', 'who')
-  local class, lane, who = f[1], f[2], f[3]
+  local job = job_of(id)
+  local class, lane, who = job.class, job.lane, job.who
   redis.call('ZREM', K('queued'), id)
-  redis.call('ZREM', place('wait', class, lane), id)
-  redis.call('ZREM', place('parked', class, lane), id)
+  if redis.call('ZREM', place('wait', class, lane), id) == 0 then
+    redis.call('ZREM', place('parked', class, lane), id)
+  end
   if who ~= '' then
     redis.call('ZREM', mine_key(class, lane, who), id)
     refresh_head(class, lane, who)
@@ -130,7 +150,7 @@ end
 local function recap(lane)
   local seen = {}
   for _, id in ipairs(redis.call('SMEMBERS', K('running:' .. lane))) do
-    local who = redis.call('HGET', J(id), 'who')
+    local who = job_of(id).who
     if not seen[who] then refresh_all(lane, who) end
     seen[who] = true
   end
@@ -138,11 +158,13 @@ end
 
 -- queued -> held. Counted among its lane's and its submitter's running jobs, and charged with what such a job
 -- takes as a rule.
-local function occupy(id, lane, who, now)
+local function occupy(id, now)
+  local job = job_of(id)
+  local lane, who = job.lane, job.who
   redis.call('SADD', K('running:' .. lane), id)
   if who ~= '' then redis.call('SADD', of('running', lane, who), id) end
   dequeue(id)
-  local charge = mean_of(lane) * redis.call('HGET', J(id), 'slots') / weight_of(lane)
+  local charge = lane_of(lane).mean * job.slots / lane_of(lane).weight
   redis.call('HSET', J(id), 'charged', string.format('%.3f', charge), 'claimed_ms', int(now))
   advance(lane, charge)
   if capped(lane) then refresh_all(lane, who) end
@@ -150,21 +172,22 @@ end
 
 -- No longer held. A job that ended is charged with the time that it had its slots, any other with nothing.
 local function vacate(id, now, ended)
-  local f = redis.call('HMGET', J(id), 'lane', 'who', 'charged', 'claimed_ms', 'slots', 'longest_ms')
-  local lane, who = f[1], f[2]
+  local job, f = job_of(id), redis.call('HMGET', J(id), 'charged', 'claimed_ms')
+  local lane, who = job.lane, job.who
   if redis.call('SREM', K('running:' .. lane), id) == 0 then return end
   if who ~= '' then redis.call('SREM', of('running', lane, who), id) end
   local took = 0
   if ended then
     -- A clock that was set forward meanwhile is not the lane's doing.
-    took = math.min(math.max(now - f[4], 0), tonumber(f[6]))
-    redis.call('HSET', lane_key(lane), 'mean_ms', blend(redis.call('HGET', lane_key(lane), 'mean_ms'), took))
+    took = math.min(math.max(now - f[2], 0), job.longest)
+    lane_of(lane).took = blend(lane_of(lane).took, took)
+    redis.call('HSET', lane_key(lane), 'mean_ms', lane_of(lane).took)
     redis.call('SET', K('mean_ms'), blend(redis.call('GET', K('mean_ms')), took))
   end
-  advance(lane, took * f[5] / weight_of(lane) - f[3])
+  advance(lane, took * job.slots / lane_of(lane).weight - f[1])
   -- When nothing runs, nobody owes anything to those who come later.
   if redis.call('ZCARD', K('held')) == 0 then
-    redis.call('SET', K('vclock'), math.max(number_of(lane, 'vt'), redis.call('GET', K('vclock')) or 0))
+    redis.call('SET', K('vclock'), math.max(lane_of(lane).vt, redis.call('GET', K('vclock')) or 0))
   end
   if capped(lane) then refresh_all(lane, who) end
   forget_later(lane)

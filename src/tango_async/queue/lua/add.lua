@@ -40,13 +40,14 @@ for _, other in ipairs(older()) do
   local f = redis.call('HMGET', J(other), 'state', 'lab', 'intent', 'who')
   -- Never another submitter's, also where they have one output file.
   if f[1] and f[1] ~= 'dead' and f[2] == ARGV[3] and not f[3] and f[4] == who then
-    trace(other, now, 'Superseded by job ' .. id)
+    trace(other, now, {'Superseded by job ' .. id})
     call_off(other, now, ARGV[19], ARGV[20])
   end
 end
 
 local caps = redis.call('HMGET', lane_key(lane), 'cap', 'each')
 redis.call('HSET', lane_key(lane), 'weight', ARGV[13], 'cap', ARGV[14], 'each', ARGV[15])
+known_lanes[lane] = nil
 if caps[1] ~= ARGV[14] or caps[2] ~= ARGV[15] then recap(lane) end
 local pending = 0
 if who ~= '' then
@@ -57,8 +58,9 @@ redis.call('HSET', J(id), 'spec', ARGV[1], 'class', class, 'lab', ARGV[3], 'out'
   'lane', lane, 'who', who, 'order', order, 'slots', ARGV[21], 'longest_ms', ARGV[22],
   'state', 'queued', 'added_ms', int(now), 'asked_ms', int(now), 'attempts', '0', 'retries', '0', 'seq', '0',
   'cb', ARGV[8], 'cb_min_ms', ARGV[9], 'cb_wait_ms', ARGV[10], 'cb_tries', '0', 'answered_ms', '0')
-for i = 23, #ARGV do trace(id, now, ARGV[i]) end
-trace(id, now, 'Added job ' .. id .. ' to queue')
+local notes = {unpack(ARGV, 23)}
+notes[#notes + 1] = 'Added job ' .. id .. ' to queue'
+trace(id, now, notes)
 redis.call('SET', same, id, 'PX', ARGV[7])
 redis.call('HSET', K('pins'), ARGV[5], id)
 redis.call('HSET', K('outputs:' .. ARGV[3]), ARGV[4], id)

@@ -4,15 +4,14 @@
 -- Answers a list of {id, seq, attempt, added_ms, spec}. The same request again gets the same answer.
 local mine, now = K('claim:' .. ARGV[1]), now_ms()
 
-local function answer(id)
-  local f = redis.call('HMGET', J(id), 'seq', 'attempts', 'added_ms', 'spec')
-  return {tonumber(id), tonumber(f[1]), tonumber(f[2]), tonumber(f[3]), f[4]}
+local function answer(id, seq, attempt)
+  return {tonumber(id), tonumber(seq), tonumber(attempt), tonumber(job_of(id).added), job_of(id).spec}
 end
 
 local function again(given)
   local found = {}
   for id, seq in string.gmatch(given, '(%d+):(%d+)') do
-    if holds(id, seq) then found[#found + 1] = answer(id) end
+    if holds(id, seq) then found[#found + 1] = answer(id, seq, redis.call('HGET', J(id), 'attempts')) end
   end
   return found
 end
@@ -39,17 +38,17 @@ end
 local function take(id)
   local seq = int(redis.call('INCR', K('seq')))
   local attempt = redis.call('HINCRBY', J(id), 'attempts', 1)
-  local f = redis.call('HMGET', J(id), 'lane', 'who', 'eta_ms', 'slots')
   redis.call('HSET', J(id), 'state', 'assigned', 'seq', seq, 'holder', ARGV[1], 'machine', '')
   redis.call('ZADD', K('held'), int(now + ARGV[3]), id)
-  occupy(id, f[1], f[2], now)
-  if f[3] then
-    learn(f[1], now - f[3])
+  occupy(id, now)
+  local foretold = redis.call('HGET', J(id), 'eta_ms')
+  if foretold then
+    learn(job_of(id).lane, now - foretold)
     redis.call('HDEL', J(id), 'eta_ms')
   end
-  trace(id, now, 'Dispatched job ' .. id .. ' [try ' .. (attempt - 1) .. ']')
+  trace(id, now, {'Dispatched job ' .. id .. ' [try ' .. (attempt - 1) .. ']'})
   count('claims')
-  return id .. ':' .. seq, f[4]
+  return seq, attempt
 end
 
 local last = redis.call('HMGET', mine, 'request', 'given')
@@ -59,10 +58,10 @@ for i = 5, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
 while left > 0 do
   local id, class = first(room)
   if not id then break end
-  local slots
-  taken[#taken + 1], slots = take(id)
-  found[#found + 1] = answer(id)
-  room[class], left = room[class] - 1, left - slots
+  local seq, attempt = take(id)
+  taken[#taken + 1] = id .. ':' .. seq
+  found[#found + 1] = answer(id, seq, attempt)
+  room[class], left = room[class] - 1, left - job_of(id).slots
 end
 if #found > 0 then
   redis.call('HSET', mine, 'request', ARGV[2], 'given', table.concat(taken, ' '))

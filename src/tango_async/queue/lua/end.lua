@@ -8,7 +8,6 @@ if not holds(id, ARGV[2]) then
   return f[1] == 'dead' and f[2] == ARGV[2] and 'DONE' or 'STALE'
 end
 if redis.call('HGET', J(id), 'intent') == 'cancel' and ARGV[3] ~= 'cancelled' then return 'CANCEL' end
-for i = 7, #ARGV do trace(id, now, ARGV[i]) end
 if ARGV[6] ~= '' then count(ARGV[6]) end
-bury(id, now, ARGV[2], ARGV[3], ARGV[4], ARGV[5], '')
+bury(id, now, ARGV[2], ARGV[3], ARGV[4], ARGV[5], '', {unpack(ARGV, 7)})
 return 'OK'

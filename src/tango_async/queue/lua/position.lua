@@ -10,7 +10,7 @@ for i = 3, 2 + ARGV[2] do offered[ARGV[i]] = true end
 local function look(lane)
   local f = redis.call('HMGET', lane_key(lane), 'vt', 'eta_error_ms', 'cap')
   local running = redis.call('SCARD', K('running:' .. lane))
-  local found = {vt = tonumber(f[1] or 0), mean = mean_of(lane), weight = weight_of(lane), waiting = 0,
+  local found = {vt = tonumber(f[1] or 0), mean = lane_of(lane).mean, weight = lane_of(lane).weight, waiting = 0,
     error = tonumber(f[2] or -1), cap = tonumber(f[3] or 0), running = running, classes = {}}
   local queued = redis.call('HGETALL', K('classes:' .. lane))
   for i = 1, #queued, 2 do
@@ -64,7 +64,7 @@ local function forecast(id)
   local eta = (work + busy_ms) / slots
   if before < slots - redis.call('ZCARD', K('held')) then eta = 0 end
   eta = math.max(eta, kept_back(mine.cap, of_lane, mine.running, mine.mean))
-  local who, each = f[5], number_of(lane, 'each')
+  local who, each = f[5], lane_of(lane).each
   if who ~= '' and each > 0 then
     local theirs = redis.call('ZCOUNT', mine_key(f[2], lane, who), '-inf', '(' .. f[4])
     eta = math.max(eta, kept_back(each, theirs, redis.call('SCARD', of('running', lane, who)), mine.mean))

@@ -10,5 +10,5 @@ if before == ARGV[3] then return 'OK' end
 if before and before ~= '' then redis.call('HDEL', K('machines'), before) end
 redis.call('HSET', J(id), 'state', 'running', 'machine', ARGV[3], 'vmms', ARGV[4], 'started_ms', int(now))
 redis.call('HSET', K('machines'), ARGV[3], id)
-trace(id, now, 'Assigned job ' .. id .. ' VM ' .. ARGV[3])
+trace(id, now, {'Assigned job ' .. id .. ' VM ' .. ARGV[3]})
 return 'OK'
