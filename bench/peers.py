@@ -85,7 +85,7 @@ async def _measure(name: str, directory: Path, url: str, jobs: int) -> dict[str,
 
 
 async def _scripts(settings: Settings, jobs: int) -> dict[str, Any]:
-    """Adding, then claim, start and end, by one process with 32 slots: as a dispatcher does, it claims for those free."""
+    """Adding, then claim, start and end, by one process with 32 slots, which claims as a dispatcher does."""
     queue = Queue(settings)
     to_add = iter(range(jobs))
 
