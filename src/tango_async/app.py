@@ -20,7 +20,8 @@ from .dispatcher import places
 from .dispatcher.cores import Cores
 from .dispatcher.dispatcher import Dispatcher
 from .dispatcher.siblings import Siblings
-from .errors import ConfigError, QueueUnavailable, VmmsError
+from .errors import ConfigError, QueueUnavailable, StoreUnavailable, VmmsError
+from .files.base import FileStore
 from .files.local import LocalStore
 from .http.app import make_app, make_runner
 from .queue.embedded import EmbeddedServer
@@ -50,7 +51,8 @@ CLOSE_S = 10.0
 BACKOFF_S = (0.25, 10.0)
 """First and longest pause between two tries to reach what a service stands on."""
 
-PASSING = (QueueUnavailable, VmmsError)
+AWAY = (QueueUnavailable, StoreUnavailable)
+PASSING = (*AWAY, VmmsError)
 """What ends by itself or by an operator's hand, and is worth another try."""
 
 SAY_S = 60.0
@@ -58,14 +60,17 @@ SAY_S = 60.0
 
 
 async def run_http(settings: Settings, stop: asyncio.Event, tell: Teller) -> None:
-    """The REST API, until `stop`; until Redis is there it answers 503. Raises ConfigError, QueueBroken."""
+    """The REST API, until `stop`; until Redis and the store are there it answers 503.
+
+    Raises ConfigError, StoreError, QueueBroken.
+    """
     keys = settings.http.keys or settings.http.keys_file
     _require(keys, "http.keys (TANGO_KEYS): a server without a key would let anyone in; set one")
     _require(settings.queue.url, "queue.url (TANGO_REDIS_URL): unset; only `tango up` embeds a server")
     if not settings.callbacks.allow:
         log.warning("callbacks.allow is empty: callbacks may go to any host")
     async with AsyncExitStack() as stack:
-        store = LocalStore(settings.store)
+        store = await connect_store(settings)
         stack.push_async_callback(store.close)
         queue = Queue(settings, timeout_s=HTTP_TIMEOUT_S, marks=store.raise_mark)
         stack.push_async_callback(queue.close)
@@ -79,16 +84,21 @@ async def run_http(settings: Settings, stop: asyncio.Event, tell: Teller) -> Non
             raise ConfigError(f"http.port (TANGO_PORT): {settings.http.host}:{settings.http.port}: {e.strerror}") from e
         host, port = runner.addresses[0][:2]
         here = f"http on http://{host}:{port}"
-        await _patiently(queue.open, stop, tell.waiting, meanwhile=f"{here} answers 503: ")
+
+        async def reach() -> None:
+            await store.open()
+            await queue.open()
+
+        await _patiently(reach, stop, tell.waiting, meanwhile=f"{here} answers 503: ")
         if not stop.is_set():
             tell.ready(here)
         await stop.wait()
 
 
 async def run_dispatcher(settings: Settings, stop: asyncio.Event, tell: Teller, *, patient: bool = True) -> None:
-    """A dispatcher, until `stop`. Raises ConfigError, QueueBroken.
+    """A dispatcher, until `stop`. Raises ConfigError, StoreError, QueueBroken.
 
-    It waits for Redis and for the engine; one that is not `patient` raises VmmsUnavailable for the engine.
+    It waits for Redis, for the store and for the engine; one that is not `patient` raises VmmsUnavailable for the engine.
     """
     Cores(settings.dispatcher.quiet_cores).leave()
     _require(settings.queue.url, "queue.url (TANGO_REDIS_URL): unset; only `tango up` embeds a server")
@@ -98,20 +108,21 @@ async def run_dispatcher(settings: Settings, stop: asyncio.Event, tell: Teller, 
             settings, dispatcher=msgspec.structs.replace(settings.dispatcher, state_dir=place)
         )
         install = places.install_id(place)
-        store = LocalStore(settings.store)
+        store = await connect_store(settings)
         stack.push_async_callback(store.close)
         queue = Queue(settings)
         stack.push_async_callback(queue.close)
 
         async def dispatch() -> None:
             vmms = await choose_vmms(settings, install)
+            await store.open()
             await queue.open()
             places.note(place, vmms.name if settings.dispatcher.vmms == "auto" else settings.dispatcher.vmms)
             await Dispatcher(settings, queue, store, vmms, install).run(stop, tell.ready)
 
         async with asyncio.TaskGroup() as group:
             group.create_task(Siblings(settings, queue, place).run(stop))
-            await _patiently(dispatch, stop, tell.waiting, PASSING if patient else (QueueUnavailable,))
+            await _patiently(dispatch, stop, tell.waiting, PASSING if patient else AWAY)
 
 
 async def run_up(settings: Settings, stop: asyncio.Event, tell: Teller) -> None:
@@ -137,6 +148,17 @@ async def run_up(settings: Settings, stop: asyncio.Event, tell: Teller) -> None:
             group.create_task(run_http(settings, jobs_done, both))
             await run_dispatcher(settings, stop, both, patient=False)
             jobs_done.set()
+
+
+async def connect_store(settings: Settings) -> FileStore:
+    """The configured file store, which has not been asked anything yet. Raises ConfigError, StoreError."""
+    if not settings.store.url:
+        return LocalStore(settings.store)
+    try:
+        from .files.s3 import S3Store
+    except ImportError as e:
+        raise ConfigError(f"store.url (TANGO_STORE_URL): pip install 'tango-async[s3]' ({e})") from e
+    return await S3Store.connect(settings)
 
 
 async def choose_vmms(settings: Settings, install: str) -> Vmms:
@@ -173,7 +195,7 @@ async def _patiently(
     passing: tuple[type[Exception], ...] = PASSING,
     meanwhile: str = "",
 ) -> None:
-    """Does the work, again and again until Redis and the engine let it, or until `stop`."""
+    """Does the work, again and again until Redis, the store and the engine let it, or until `stop`."""
     pause_s, longest_s = BACKOFF_S
     said_at = -SAY_S
     while not stop.is_set():

@@ -7,6 +7,7 @@ setting without one does not pass the tests.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
@@ -85,10 +86,51 @@ class Store(Group, frozen=True):
     """Everything that must survive a restart. `TANGO_DATA_DIR`"""
     courselabs: Path | None = None
     """The uploads, in Tango's layout; unset: `courselabs` in the data directory. `TANGO_COURSELABS`"""
+    url: str = ""
+    """Keeps uploads, inputs, outputs and images in a bucket instead, as s3://bucket or s3://bucket/prefix, for
+    servers and grading hosts that share no disk. `TANGO_STORE_URL`"""
 
     @property
     def labs(self) -> Path:
         return self.courselabs or self.data_dir / "courselabs"
+
+    @property
+    def bucket(self) -> tuple[str, str]:
+        """The bucket of `url`, and what begins every key in it: empty, or ends with a slash."""
+        bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
+        return bucket, prefix.strip("/") + "/" if prefix.strip("/") else ""
+
+
+class Encryption(StrEnum):
+    """How the server is to encrypt what it stores."""
+
+    DEFAULT = ""
+    AES256 = "AES256"
+    KMS = "aws:kms"
+
+
+class S3(Group, frozen=True):
+    endpoint: str = ""
+    """The server, as https://host:port; unset: Amazon's. `TANGO_S3_ENDPOINT`"""
+    region: str = ""
+    """Unset: what `AWS_DEFAULT_REGION` says, else us-east-1."""
+    path_style: bool | None = None
+    """Whether the bucket is the first part of the path (true) or of the host's name (false); unset: of the path if
+    an endpoint is set."""
+    access_key: str = ""
+    """Unset: the usual places, which are `AWS_ACCESS_KEY_ID`, ~/.aws and the role of the instance or container."""
+    secret_key: str = ""
+    """Belongs to `access_key`."""
+    session_token: str = ""
+    """Belongs to temporary credentials."""
+    encryption: Encryption = Encryption.DEFAULT
+    """AES256 or aws:kms; unset: the bucket's own default."""
+    kms_key: str = ""
+    """The key's id or ARN for aws:kms; unset: the account's default key."""
+    part_bytes: Annotated[int, Meta(ge=5 * 1024**2, le=64 * 1024**2)] = 8 * 1024**2
+    """Large bodies are sent in parts of this size, at most 10,000. An upload takes three times as much memory."""
+    timeout_s: Seconds = 20.0
+    """Longest wait for an answer; what fails is tried four times."""
 
 
 class CourseRetention(Group, frozen=True):
@@ -355,6 +397,7 @@ class Settings(Group, frozen=True):
     http: Http = Http()
     queue: Queue = Queue()
     store: Store = Store()
+    s3: S3 = S3()
     retention: Retention = Retention()
     share: Share = Share()
     dispatcher: Dispatcher = Dispatcher()
@@ -376,6 +419,8 @@ VARIABLES = {
     "TANGO_KEYS_FILE": "http.keys_file",
     "TANGO_DATA_DIR": "store.data_dir",
     "TANGO_COURSELABS": "store.courselabs",
+    "TANGO_STORE_URL": "store.url",
+    "TANGO_S3_ENDPOINT": "s3.endpoint",
     "TANGO_REDIS_URL": "queue.url",
     "TANGO_VMMS": "dispatcher.vmms",
     "TANGO_SLOTS": "dispatcher.slots",
@@ -384,7 +429,7 @@ VARIABLES = {
 }
 """Environment variable → setting. TANGO_<TABLE>_<SETTING> sets any other one."""
 
-SECRETS = {"http.keys", "callbacks.secret", "queue.url"}
+SECRETS = {"http.keys", "callbacks.secret", "queue.url", "s3.access_key", "s3.secret_key", "s3.session_token"}
 """Not printed by `tango config show` nor logged."""
 
 _OTHERS = {"TANGO_CONFIG", "TANGO_REDIS_SERVER", "TANGO_URL", "TANGO_KEY"}
@@ -467,7 +512,19 @@ def _check(s: Settings) -> Settings:
             raise ConfigError(f"pools.image: {pool.pattern}: max is less than min")
     if s.dispatcher.adopt_grace_s < s.dispatcher.lease_s:
         raise ConfigError("dispatcher.adopt_grace_s: less than dispatcher.lease_s")
+    _check_s3(s.store, s.s3)
     return s
+
+
+def _check_s3(store: Store, s3: S3) -> None:
+    if store.url and not re.fullmatch(
+        r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[\w./-]{0,200})?", store.url, re.ASCII
+    ):
+        raise ConfigError("store.url (TANGO_STORE_URL): expected s3://bucket or s3://bucket/prefix")
+    if s3.endpoint and not re.fullmatch(r"https?://[^/\s]+/?", s3.endpoint):
+        raise ConfigError("s3.endpoint (TANGO_S3_ENDPOINT): expected https://host or http://host:port")
+    if bool(s3.access_key) != bool(s3.secret_key):
+        raise ConfigError("s3.access_key and s3.secret_key: one is set and the other is not")
 
 
 def key_problem(key: str) -> str | None:

@@ -9,7 +9,8 @@
     ├── NotFound               a courselab, job or output that is not there
     ├── StoreError             the file store could not do it
     │   ├── InputChanged       … since a pinned input is not what was pinned
-    │   └── StoreFull          … because there is no space left
+    │   ├── StoreFull          … because there is no space left
+    │   └── StoreUnavailable   … because its server cannot be reached, or not now
     ├── QueueUnavailable       Redis cannot be reached, or not now
     │   └── QueueOutOfMemory   … since its memory is full
     ├── QueueBroken            Redis refuses a command: a defect, or rights that are missing
@@ -68,6 +69,10 @@ class InputChanged(StoreError):
 
 class StoreFull(StoreError):
     """The file store has no space left."""
+
+
+class StoreUnavailable(StoreError):
+    """The file store's server cannot be reached, or not now; what it holds is safe."""
 
 
 class QueueUnavailable(TangoError):

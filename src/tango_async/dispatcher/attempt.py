@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from ..errors import (
     QueueUnavailable,
     Stale,
     StoreError,
+    StoreUnavailable,
     VmmsError,
     VmmsUnavailable,
 )
@@ -102,6 +103,8 @@ def fault_of(error: Exception, *, engine_well: bool) -> Fault:
             return Fault("The machine was lost.", "runjob_errors", Verdict.OS_ERROR)
         case VmmsError():
             return Fault("The machine failed.", "runjob_errors", Verdict.OS_ERROR)
+        case StoreUnavailable():
+            return Fault("The file store does not answer.", "copyin_errors", Verdict.COPY_IN_FAILED, charged=False)
         case StoreError():
             return Fault("The job's files could not be read.", "copyin_errors", Verdict.COPY_IN_FAILED)
         case TimeoutError():
@@ -146,8 +149,22 @@ class Attempt:
         place = bench.cores.pick(spec.slots) if spec.quiet else nullcontext(bench.cores.ordinary)
         with place as cpuset:
             wanted = machine_spec(self._claim, bench.vmms, cpuset)
-            if not await self._on_machine(wanted, fresh=False):
-                await self._on_machine(wanted, fresh=True)
+            try:
+                if not await self._on_machine(wanted, fresh=False):
+                    await self._on_machine(wanted, fresh=True)
+            except StoreUnavailable as e:
+                log.error("job %d: it waits for the file store: %s", self._claim.id, e)
+                await self._until_the_store_answers()
+                raise
+
+    async def _until_the_store_answers(self) -> None:
+        """Keeps the job, and its slot: given back now it would be here again at once, and no job could be run."""
+        while not self._hold.stale:
+            with suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(self._bench.settings.dispatcher.finish_s):
+                    await self._bench.store.check()
+                    return
+            await asyncio.sleep(PAUSE_S)
 
     async def _on_machine(self, wanted: MachineSpec, *, fresh: bool) -> bool:
         """False if a prepared machine turned out to be dead: then nothing of the job was run."""

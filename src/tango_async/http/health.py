@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from ..errors import QueueUnavailable, StoreError, StoreFull
+from ..errors import QueueUnavailable, StoreError, StoreFull, StoreUnavailable
 from ..files.base import FileStore
 from ..queue.redis import Queue
 from . import answers
@@ -48,7 +48,7 @@ class Check:
     async def _try(self) -> str:
         try:
             await self._ask()
-        except QueueUnavailable as e:
+        except (QueueUnavailable, StoreUnavailable) as e:
             return self._say("cannot be reached", e)
         except StoreFull as e:
             return self._say("has no space left", e)

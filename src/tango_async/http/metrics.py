@@ -154,6 +154,8 @@ def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:
 
 def _store(service: Service) -> Metric:
     family = GaugeMetricFamily("tango_store_free_bytes", "Space left where the courselabs are.")
+    if service.settings.store.url:
+        return family  # a bucket does not tell, and has no end
     with suppress(OSError):  # then there is no sample at all; a zero would be a guess
         family.add_metric([], shutil.disk_usage(service.settings.store.labs).free)
     return family

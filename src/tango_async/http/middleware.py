@@ -15,7 +15,16 @@ from urllib.parse import unquote_to_bytes
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractAccessLogger
 
-from ..errors import BadRequest, NotFound, QueueFull, QueueUnavailable, Rejected, StoreError, StoreFull
+from ..errors import (
+    BadRequest,
+    NotFound,
+    QueueFull,
+    QueueUnavailable,
+    Rejected,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 from . import answers, bodies, wire
 from .service import ACCESS, service_of
 
@@ -99,6 +108,10 @@ def _failure(request: web.Request, error: Exception) -> web.Response:
         case QueueUnavailable():
             log.error("%s", service_of(request).keys.redact(str(error)))
             message = "The job queue cannot be reached; try again soon"
+            return answers.json(wire.failure(message), status=503, headers={hdrs.RETRY_AFTER: "5"})
+        case StoreUnavailable():
+            log.error("%s", service_of(request).keys.redact(str(error)))
+            message = "The file store cannot be reached; try again soon"
             return answers.json(wire.failure(message), status=503, headers={hdrs.RETRY_AFTER: "5"})
     text = "".join(traceback.format_exception(error))
     log.error("%s %s\n%s", request.method, _shown_path(request), service_of(request).keys.redact(text))
