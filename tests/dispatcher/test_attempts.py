@@ -9,6 +9,14 @@ from dispatcher.conftest import Bench
 from support.fake_vmms import IMAGE
 from tango_async.errors import VmmsError
 from tango_async.model import JobState, PoolOrder, Verdict
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from dispatcher.conftest import Bench
+from tango_async.errors import StoreUnavailable, VmmsError
+from tango_async.model import JobState, Verdict
 from tango_async.queue.redis import Cancelled
 
 
@@ -194,3 +202,31 @@ async def test_a_cancel_at_the_instant_of_completion_has_one_outcome(bench: Benc
         assert await bench.queue.cancel(job_id) is Cancelled.COMPLETED
         told[answer] += 1
     assert told[Cancelled.REQUESTED] and told[Cancelled.COMPLETED], told
+async def test_a_job_waits_for_a_file_store_that_is_away_and_is_charged_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, tries = True, 0
+
+    async def gone() -> AsyncIterator[bytes]:
+        nonlocal tries
+        tries += 1
+        raise StoreUnavailable("the store does not answer")
+        yield b""
+
+    async def check() -> None:
+        if away:
+            raise StoreUnavailable("the store does not answer")
+
+    inputs = bench.store.inputs
+    monkeypatch.setattr(bench.store, "check", check)
+    monkeypatch.setattr(
+        bench.store, "inputs", lambda *of: [replace(one, chunks=gone) if away else one for one in inputs(*of)]
+    )
+    await bench.start()
+    job_id = await bench.add("exit 0")
+    await bench.until_true(lambda: tries == 1)
+    await asyncio.sleep(1.2)
+    assert tries == 1
+    away = False
+    job = await bench.until(job_id)
+    assert (job.verdict, job.retries) == (Verdict.SUCCESS, 0)

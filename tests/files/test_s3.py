@@ -311,7 +311,9 @@ async def test_what_amazon_says_of_a_wrong_setting_is_named(
     server: S3Server, proxy: S3Proxy, status: int, code: str, named: str
 ) -> None:
     async def says(request: web.Request) -> web.StreamResponse:
-        return web.Response(status=status, text=f"<Error><Code>{code}</Code></Error>", content_type="application/xml")
+        text = f"<Error><Code>{code}</Code></Error>"
+        headers = {"x-amz-bucket-region": "eu-north-1"}
+        return web.Response(status=status, text=text, headers=headers, content_type="application/xml")
 
     proxy.fault = says
     assert named in await refused(server, endpoint=proxy.endpoint)

@@ -1,0 +1,169 @@
+"""Servers and dispatchers that share Redis and a bucket, and no disk."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from aiohttp import ClientError, web
+from aiohttp.test_utils import TestServer
+
+from conftest import absent
+from support.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, make_bucket, raw_client, server_kinds
+from support.service import Process, Service
+
+SAYS_ALL = b"autograde:\n\t@cat hello; md5sum <big | cut -c 1-32; echo done\n"
+SLOW = b"autograde:\n\t@echo begun; sleep 4; echo ended\n"
+
+
+@pytest.fixture(params=["moto", "seaweedfs"])
+def s3_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[S3Server]:
+    if request.param not in server_kinds():
+        absent(f"{request.param} is not installed")
+    (tmp_path / "s3").mkdir()
+    server = S3Server(request.param, tmp_path / "s3")
+    server.start()
+    yield server
+    server.kill()
+
+
+@dataclass
+class Hosts:
+    """Each part of the service on a host of its own: nothing but Redis and the bucket is common."""
+
+    service: Service
+    prefix: str
+
+    async def http(self) -> Process:
+        return await self._run("tango-http")
+
+    async def dispatcher(self) -> Process:
+        return await self._run("tango-dispatcher")
+
+    async def _run(self, name: str) -> Process:
+        host = self.service.directory / f"host-{len(self.service.processes)}"
+        return await self.service.run(name, TANGO_DATA_DIR=str(host))
+
+    def shared(self) -> list[str]:
+        """Courselabs on the disk of any host."""
+        return [str(path) for path in self.service.directory.glob("host-*/courselabs")]
+
+
+@pytest.fixture
+async def hosts(service: Service, sandbox: None, s3_server: S3Server) -> Hosts:
+    await make_bucket(s3_server)
+    prefix = uuid4().hex
+    service.environment |= {
+        "TANGO_STORE_URL": f"s3://{BUCKET}/{prefix}",
+        "TANGO_S3_ENDPOINT": s3_server.endpoint,
+        "TANGO_S3_TIMEOUT_S": "5",
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "TANGO_DISPATCHER_FINISH_S": "5",
+    }
+    return Hosts(service, prefix)
+
+
+async def keys(server: S3Server, prefix: str) -> list[str]:
+    async with raw_client(server) as client:
+        listed = await client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/")
+        return [entry["Key"].removeprefix(f"{prefix}/") for entry in listed.get("Contents", [])]
+
+
+async def test_a_job_comes_in_at_one_host_is_graded_at_another_and_polled_at_a_third(
+    hosts: Hosts, s3_server: S3Server
+) -> None:
+    service, came = hosts.service, []
+
+    async def receive(request: web.Request) -> web.Response:
+        field = await (await request.multipart()).next()
+        came.append((await field.read()).decode())  # type: ignore[union-attr]
+        return web.Response(status=204)
+
+    app = web.Application()
+    app.router.add_post("/cb", receive)
+    async with TestServer(app) as receiver:
+        dispatchers = [await hosts.dispatcher(), await hosts.dispatcher()]
+        first = (await hosts.http(), service.url)[1]
+        second = (await hosts.http(), service.url)[1]
+        big = bytes(range(256)) * (40 << 12)  # 40 MiB, in five parts
+        service.url = first
+        await service.upload("lab", {"Makefile": SAYS_ALL, "hello": b"hello\n"})
+        await service.call("POST", "/upload/test/lab/", data=BytesIO(big), headers={"Filename": "big"})
+        service.url = second
+        opened = await service.json("GET", "/open/test/lab/")
+        assert opened["files"]["big"] == hashlib.md5(big).hexdigest()
+        for n in range(6):
+            await service.add(
+                "lab", ["Makefile", "hello", "big"], f"{n}.txt", callback_url=str(receiver.make_url("/cb"))
+            )
+        service.url = first
+        await service.upload("lab", {"hello": b"of a later upload\n"})
+        feedbacks = [await service.poll("lab", f"{n}.txt") for n in range(6)]
+        async with asyncio.timeout(20):
+            while len(came) < 6:
+                await asyncio.sleep(0.05)
+    assert all(f.endswith(f"hello\n{hashlib.md5(big).hexdigest()}\ndone\n") for f in feedbacks), feedbacks
+    assert sorted(came) == sorted(feedbacks)
+    assert hosts.shared() == []
+    assert all([await d.stop() == 0 for d in dispatchers])
+    left = await keys(s3_server, hosts.prefix)
+    assert {key.split("/")[0] for key in left} == {"labs", "files", "used", "outputs", "marks"}
+
+
+async def test_of_an_upload_whose_server_is_killed_nothing_is_seen(hosts: Hosts, s3_server: S3Server) -> None:
+    service = hosts.service
+    server = await hosts.http()
+    await service.upload("lab", {"a": b"old\n"})
+    sent = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(36):
+            yield bytes(1 << 20)
+        sent.set()
+        await asyncio.sleep(60)
+
+    upload = asyncio.create_task(service.call("POST", "/upload/test/lab/", data=body(), headers={"Filename": "a"}))
+    await sent.wait()
+    await asyncio.sleep(1)
+    server.kill()
+    with pytest.raises(ClientError):
+        await upload
+    await hosts.http()
+    opened = await service.json("GET", "/open/test/lab/")
+    assert opened["files"] == {"a": hashlib.md5(b"old\n").hexdigest()}
+    assert [key for key in await keys(s3_server, hosts.prefix) if key.startswith("tmp/")] == []
+
+
+async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(
+    hosts: Hosts, s3_server: S3Server
+) -> None:
+    if s3_server.kind == "moto":
+        pytest.skip("this server keeps everything in memory")
+    service = hosts.service
+    service.environment["TANGO_SLOTS"] = "1"
+    await hosts.http()
+    await hosts.dispatcher()
+    await service.upload("lab", {"Makefile": SLOW})
+    for n in range(3):
+        await service.add("lab", ["Makefile"], f"{n}.txt")
+    async with asyncio.timeout(20):
+        while not any(job["assigned"] for job in (await service.json("GET", "/jobs/test/0/"))["jobs"]):
+            await asyncio.sleep(0.05)
+    s3_server.kill()
+    status, kind, body = await service.call("POST", "/upload/test/lab/", data=b"x", headers={"Filename": "a"})
+    assert (status, kind) == (503, "application/json")
+    assert b"The file store cannot be reached" in body
+    assert (await service.call("GET", "/readyz"))[0] == 503
+    await asyncio.sleep(8)
+    s3_server.start()
+    for n in range(3):
+        assert (await service.poll("lab", f"{n}.txt")).endswith("begun\nended\n")
+    dead = (await service.json("GET", "/jobs/test/1/"))["jobs"]
+    assert [job["retries"] for job in dead] == [0, 0, 0]
