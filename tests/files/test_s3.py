@@ -340,6 +340,30 @@ async def test_a_server_that_is_away_is_named(server: S3Server) -> None:
         await S3Store.open(settings_for(server, "x", endpoint="http://127.0.0.1:9"))
 
 
+async def test_what_is_said_of_a_fault_holds_no_name_of_a_courselab(server: S3Server, proxy: S3Proxy) -> None:
+    store = await S3Store.open(settings_for(server, uuid4().hex, endpoint=proxy.endpoint))
+
+    async def hang_up(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    proxy.fault = hang_up
+    with pytest.raises(StoreUnavailable) as e:
+        await store.open_lab("secretkey-lab")
+    assert "secretkey" not in str(e.value)
+    await store.close()
+
+
+async def test_without_the_right_to_write_it_does_not_start(server: S3Server, proxy: S3Proxy) -> None:
+    async def read_only(request: web.Request) -> web.StreamResponse | None:
+        text = "<Error><Code>AccessDenied</Code></Error>"
+        return web.Response(status=403, text=text, content_type="application/xml") if request.method == "PUT" else None
+
+    proxy.fault = read_only
+    assert "forbidden" in await refused(server, endpoint=proxy.endpoint)
+
+
 async def test_a_busy_server_is_asked_again(proxied: S3Store, proxy: S3Proxy) -> None:
     busy = 2
 
@@ -353,7 +377,7 @@ async def test_a_busy_server_is_asked_again(proxied: S3Store, proxy: S3Proxy) ->
     assert await content(await proxied.output("1.1.success")) == FIRST
     proxy.fault = slow_down
     with pytest.raises(StoreUnavailable, match="SlowDown"):
-        await proxied.check()
+        await proxied.labs()
 
 
 async def test_a_server_that_hangs_is_not_waited_for(proxied: S3Store, proxy: S3Proxy) -> None:
@@ -364,7 +388,7 @@ async def test_a_server_that_hangs_is_not_waited_for(proxied: S3Store, proxy: S3
     proxy.fault = hang
     with pytest.raises(StoreUnavailable):
         async with asyncio.timeout(40):
-            await proxied.check()
+            await proxied.labs()
 
 
 async def test_a_body_that_breaks_off_is_read_on_where_it_broke(proxied: S3Store, proxy: S3Proxy) -> None:

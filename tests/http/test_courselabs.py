@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from support.api import Api
+from support.api import Api, head
+from tango_async.errors import StoreUnavailable
+from tango_async.files.base import StoredFile
 from tango_async.model import Verdict
 
 KEY = "Key not recognized"
@@ -141,6 +144,37 @@ async def test_poll_gives_every_byte(lab: Api, size: int) -> None:
     await lab.end(body)
     reply = await lab.get(OUTPUT)
     assert (reply.status, reply.type, reply.body) == (200, "application/octet-stream", body)
+
+
+async def test_poll_of_a_store_that_breaks_off_is_cut_off_and_says_nothing_else(
+    lab: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"first half"
+        raise StoreUnavailable("away")
+
+    async def output(ref: str) -> StoredFile:
+        return StoredFile(size=500, read=broken)
+
+    await lab.add()
+    await lab.end(b"x")
+    monkeypatch.setattr(lab.store, "output", output)
+    reader, writer = await lab.connect()
+    writer.write(head("GET", OUTPUT))
+    _, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert body == b"first half"
+
+
+async def test_a_store_that_is_away_is_said_in_tangos_form(lab: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*of: object) -> None:
+        raise StoreUnavailable("s3.endpoint: http://host does not answer")
+
+    for method in ("open_lab", "put", "pin"):
+        monkeypatch.setattr(lab.store, method, away)
+    for reply in (await lab.get("/open/test/lab/"), await lab.upload("a", b"x" * 3_000_000), await lab.add()):
+        assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+        assert reply.outcome == (-1, "The file store cannot be reached; try again soon")
 
 
 async def test_poll_of_a_dropped_or_unknown_output_finds_none(lab: Api) -> None:

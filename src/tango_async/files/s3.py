@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..config import Settings
-from ..errors import BadName, InputChanged, NotFound, StoreUnavailable
+from ..errors import BadName, ConfigError, InputChanged, NotFound, StoreUnavailable
 from ..model import InputFile, PinnedFile
 from ..names import file_name
 from . import s3_keys as keys
 from .base import Pin, StoredFile
 from .layout import OUTPUT
 from .s3_bucket import Bucket, each
-from .s3_errors import Gone
+from .s3_errors import Gone, WrongSetting
 from .s3_housekeeping import S3Housekeeping
 
 HEAD = 1 << 18
@@ -62,14 +62,19 @@ class S3Store(S3Housekeeping):
 
     @classmethod
     async def open(cls, settings: Settings) -> S3Store:
-        """Raises ConfigError, StoreError."""
-        bucket = Bucket(settings)
+        """Reads and writes once. Raises ConfigError for what a setting or a right must mend, StoreError."""
+        store = cls(Bucket(settings))
         try:
-            await bucket.open()
+            await store._bucket.open()
+            await store.raise_mark(0)
+            await store.check()
+        except WrongSetting as e:
+            await store.close()
+            raise ConfigError(str(e)) from e
         except BaseException:
-            await bucket.close()
+            await store.close()
             raise
-        return cls(bucket)
+        return store
 
     async def close(self) -> None:
         await self._bucket.close()

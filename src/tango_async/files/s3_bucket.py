@@ -18,7 +18,7 @@ from aiobotocore.session import get_session
 
 from ..config import Encryption, Settings
 from ..errors import ConfigError, StoreError, StoreUnavailable
-from .s3_errors import Gone, Translator, WrongSetting
+from .s3_errors import Gone, Translator
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -64,7 +64,7 @@ class Bucket:
         self.part_bytes = settings.s3.part_bytes
 
     async def open(self) -> None:
-        """Raises ConfigError for what a setting must mend, StoreUnavailable if the server is away."""
+        """Asks the server for nothing yet. Raises ConfigError."""
         s = self._settings
         path_style = bool(s.endpoint) if s.path_style is None else s.path_style
         options = AioConfig(
@@ -88,10 +88,6 @@ class Bucket:
                 config=options,
             )
             self._client = await self._stack.enter_async_context(client)
-            async for _ in self.scan("marks/"):
-                break
-        except WrongSetting as e:
-            raise ConfigError(str(e)) from e
         except ValueError as e:
             raise ConfigError(f"[s3]: {e}") from e
 
@@ -287,12 +283,15 @@ async def each(work: Callable[[T], Awaitable[R]], things: Iterable[T], at_a_time
         for n in numbers:
             answers[n] = await work(waiting[n])
 
+    failed: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(at_a_time, len(waiting))):
                 group.create_task(worker())
     except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        failed = errors.exceptions[0]
+    if failed is not None:
+        raise failed  # here, where it keeps its own cause
     return [answers[n] for n in range(len(waiting))]
 
 

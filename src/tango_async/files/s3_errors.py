@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -98,4 +99,6 @@ class Translator:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """Without the paths of URLs: they hold the names of courselabs, and these the keys of the API."""
+    text = " ".join(re.sub(r"(https?://[^/\s\"']+)[^\s\"']*", r"\1", str(error)).split())
+    return text[:300] or type(error).__name__

@@ -34,15 +34,14 @@ class S3Housekeeping:
     # -- strays ----------------------------------------------------------------------------------
 
     async def sweep(self, live_pins: set[str], age_s: float) -> int:
-        pins, images, incoming, unfinished = await asyncio.gather(
-            self._bucket.all("pins/"), self._bucket.all("images/"), self._bucket.all("tmp/"), self._bucket.unfinished()
-        )
+        pins, images, incoming = await each(self._bucket.all, ("pins/", "images/", "tmp/"))
         before = self._bucket.now_s() - age_s
         strays = [one for one in pins if keys.pin_of(one.key) not in live_pins] + images
         doomed = [one.key for one in strays if one.written_s < before]
         doomed += [one.key for one in incoming if one.written_s < before - UPLOAD_MOST_S]
-        broken = [(key, id_) for key, id_, begun_s in unfinished if begun_s < before - UPLOAD_MOST_S]
         await self._bucket.delete(doomed)
+        unfinished = await self._bucket.unfinished()  # last, since some servers have no list of these
+        broken = [(key, id_) for key, id_, begun_s in unfinished if begun_s < before - UPLOAD_MOST_S]
         await each(lambda one: self._bucket.abort(*one), broken)
         return len(doomed) + len(broken)
 

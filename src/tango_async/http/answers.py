@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 from aiohttp import web
 
-from ..errors import NotFound
+from ..errors import NotFound, StoreError
 from ..feedback import CappedOutput
 from ..files.base import StoredFile
+
+log = logging.getLogger(__name__)
 
 JSON_TYPE = "application/json; charset=UTF-8"
 FILE_TYPE = "application/octet-stream"
@@ -38,10 +41,19 @@ async def feedback(request: web.Request, stored: StoredFile) -> web.StreamRespon
         await _send_file(request, response, stored.path, stored.size)
     else:
         await response.prepare(request)
-        async for chunk in stored.read():
-            await response.write(chunk)
+        await _send_blocks(response, stored)
     await response.write_eof()
     return response
+
+
+async def _send_blocks(response: web.StreamResponse, stored: StoredFile) -> None:
+    try:
+        async for chunk in stored.read():
+            await response.write(chunk)
+    except StoreError as e:
+        log.error("a feedback was cut off: %s", e)
+        # Its length has been promised: whatever came now in its place would be taken for its rest.
+        raise ConnectionResetError("the store does not go on") from e
 
 
 async def excerpt(stored: StoredFile, limit: int) -> bytes:
