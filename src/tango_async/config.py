@@ -128,7 +128,8 @@ class S3(Group, frozen=True):
     kms_key: str = ""
     """The key's id or ARN for aws:kms; unset: the account's default key."""
     part_bytes: Annotated[int, Meta(ge=5 * 1024**2, le=64 * 1024**2)] = 8 * 1024**2
-    """Large bodies are sent in parts of this size, at most 10,000. An upload takes three times as much memory."""
+    """Large bodies are sent in parts of this size, at most 10,000. At its peak an upload takes about six times as
+    much memory."""
     timeout_s: Seconds = 20.0
     """Longest wait for an answer; what fails is tried four times."""
 

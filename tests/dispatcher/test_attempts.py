@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-
-from dispatcher.conftest import Bench
-from support.fake_vmms import IMAGE
-from tango_async.errors import VmmsError
-from tango_async.model import JobState, PoolOrder, Verdict
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
 from dispatcher.conftest import Bench
+from support.fake_vmms import IMAGE
 from tango_async.errors import StoreUnavailable, VmmsError
-from tango_async.model import JobState, Verdict
+from tango_async.model import JobState, PoolOrder, Verdict
 from tango_async.queue.redis import Cancelled
 
 

@@ -56,7 +56,7 @@ def s3(server: S3Server) -> Settings:
 
 @pytest.fixture
 async def store(s3: Settings) -> AsyncIterator[S3Store]:
-    store = await S3Store.open(s3)
+    store = await opened(s3)
     yield store
     await store.close()
 
@@ -69,9 +69,19 @@ async def proxy(server: S3Server) -> AsyncIterator[S3Proxy]:
 
 @pytest.fixture
 async def proxied(server: S3Server, proxy: S3Proxy) -> AsyncIterator[S3Store]:
-    store = await S3Store.open(settings_for(server, uuid4().hex, endpoint=proxy.endpoint, timeout_s=2.0))
+    store = await opened(settings_for(server, uuid4().hex, endpoint=proxy.endpoint, timeout_s=2.0))
     yield store
     await store.close()
+
+
+async def opened(settings: Settings) -> S3Store:
+    store = await S3Store.connect(settings)
+    try:
+        await store.open()
+    except BaseException:
+        await store.close()
+        raise
+    return store
 
 
 async def objects(store: S3Store, begin: str = "") -> list[str]:
@@ -233,7 +243,7 @@ async def test_more_objects_than_one_listing_holds(store: S3Store) -> None:
 
 
 async def test_several_servers_share_the_mark(s3: Settings, store: S3Store) -> None:
-    others = [await S3Store.open(s3) for _ in range(3)]
+    others = [await opened(s3) for _ in range(3)]
     await asyncio.gather(*(s.raise_mark(n) for n in range(10) for s in others))
     assert await store.raise_mark(0) == 9
     for other in others:
@@ -253,7 +263,7 @@ async def test_what_is_stored_is_encrypted_as_asked(server: S3Server) -> None:
     if server.kind != "moto":
         pytest.skip("this server has no keys to encrypt with")
     settings = settings_for(server, uuid4().hex, encryption="aws:kms", kms_key="the-key", part_bytes=PART)
-    store = await S3Store.open(settings)
+    store = await opened(settings)
     await store.open_lab(LAB)
     await put(store, "small", FIRST)
     await store.put(LAB, "large", body_of(*big(2)))
@@ -274,7 +284,7 @@ async def test_a_bucket_may_be_a_part_of_the_hosts_name(server: S3Server, monkey
         socket, "getaddrinfo", lambda host, *more, **named: ask("127.0.0.1" if host == local else host, *more, **named)
     )
     host = server.endpoint.replace("127.0.0.1", "localhost")
-    store = await S3Store.open(settings_for(server, uuid4().hex, endpoint=host, path_style=False))
+    store = await opened(settings_for(server, uuid4().hex, endpoint=host, path_style=False))
     await store.open_lab(LAB)
     await put(store, "a", FIRST)
     assert (await store.open_lab(LAB))[1] == {"a": md5(FIRST)}
@@ -286,7 +296,7 @@ async def test_a_bucket_may_be_a_part_of_the_hosts_name(server: S3Server, monkey
 
 async def refused(server: S3Server, **changes: str) -> str:
     with pytest.raises(ConfigError) as e:
-        await S3Store.open(settings_for(server, "x", **changes))
+        await opened(settings_for(server, "x", **changes))
     return str(e.value)
 
 
@@ -330,18 +340,18 @@ async def test_credentials_may_be_in_the_usual_variables(server: S3Server, monke
     settings = settings_for(server, uuid4().hex)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", settings.s3.secret_key)
-    store = await S3Store.open(settings_for(server, uuid4().hex, access_key="", secret_key=""))
+    store = await opened(settings_for(server, uuid4().hex, access_key="", secret_key=""))
     await store.check()
     await store.close()
 
 
 async def test_a_server_that_is_away_is_named(server: S3Server) -> None:
     with pytest.raises(StoreUnavailable, match=r"s3\.endpoint: http://127\.0\.0\.1:9 does not answer"):
-        await S3Store.open(settings_for(server, "x", endpoint="http://127.0.0.1:9"))
+        await opened(settings_for(server, "x", endpoint="http://127.0.0.1:9"))
 
 
 async def test_what_is_said_of_a_fault_holds_no_name_of_a_courselab(server: S3Server, proxy: S3Proxy) -> None:
-    store = await S3Store.open(settings_for(server, uuid4().hex, endpoint=proxy.endpoint))
+    store = await opened(settings_for(server, uuid4().hex, endpoint=proxy.endpoint))
 
     async def hang_up(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None

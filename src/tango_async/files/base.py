@@ -42,6 +42,9 @@ class Removed(NamedTuple):
 class FileStore(Protocol):
     """A courselab store. `lab` is always `<key>-<courselab>`, made of checked names."""
 
+    async def open(self) -> None:
+        """Makes sure that it can be used; may be repeated. Raises ConfigError, StoreError."""
+
     async def open_lab(self, lab: str) -> tuple[bool, dict[str, str]]:
         """Makes the lab if it is new. Returns whether it was, and the md5 (hex) of each of its files."""
 

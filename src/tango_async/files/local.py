@@ -64,6 +64,9 @@ class LocalStore(Housekeeping):
         self._storing = Batches(self._store_all, self._threads)
         self._tidying: Batches[Work, None] = Batches(_do_all, self._threads)
 
+    async def open(self) -> None:
+        """Its directories are there since it was made."""
+
     async def close(self) -> None:
         self._pin_thread.shutdown(wait=False)
         self._threads.shutdown(wait=False)

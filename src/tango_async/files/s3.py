@@ -61,20 +61,19 @@ class S3Store(S3Housekeeping):
         self._checked_s = float("-inf")
 
     @classmethod
-    async def open(cls, settings: Settings) -> S3Store:
-        """Reads and writes once. Raises ConfigError for what a setting or a right must mend, StoreError."""
-        store = cls(Bucket(settings))
+    async def connect(cls, settings: Settings) -> S3Store:
+        """A store that has not asked its server anything yet. Raises ConfigError."""
+        bucket = Bucket(settings)
+        await bucket.open()
+        return cls(bucket)
+
+    async def open(self) -> None:
+        """Reads and writes once, so that what a setting or a right must mend is known at the start."""
         try:
-            await store._bucket.open()
-            await store.raise_mark(0)
-            await store.check()
+            await self.raise_mark(0)
+            await self.check()
         except WrongSetting as e:
-            await store.close()
             raise ConfigError(str(e)) from e
-        except BaseException:
-            await store.close()
-            raise
-        return store
 
     async def close(self) -> None:
         await self._bucket.close()
@@ -277,8 +276,8 @@ async def _in_parts(body: AsyncIterator[bytes], part_bytes: int) -> AsyncGenerat
     async for chunk in body:
         gathered += chunk
         while len(gathered) >= part_bytes:
-            yield bytes(memoryview(gathered)[:part_bytes])
-            first = False
+            part, first = bytes(memoryview(gathered)[:part_bytes]), False
             del gathered[:part_bytes]
+            yield part
     if gathered or first:
         yield bytes(gathered)
