@@ -98,7 +98,7 @@ async def run_http(settings: Settings, stop: asyncio.Event, tell: Teller) -> Non
 async def run_dispatcher(settings: Settings, stop: asyncio.Event, tell: Teller, *, patient: bool = True) -> None:
     """A dispatcher, until `stop`. Raises ConfigError, StoreError, QueueBroken.
 
-    It waits for Redis, for the store and for the engine; one that is not `patient` raises VmmsUnavailable for the engine.
+    It waits for Redis, the store and the engine; one that is not `patient` raises VmmsUnavailable for the engine.
     """
     Cores(settings.dispatcher.quiet_cores).leave()
     _require(settings.queue.url, "queue.url (TANGO_REDIS_URL): unset; only `tango up` embeds a server")

@@ -198,6 +198,8 @@ async def test_a_cancel_at_the_instant_of_completion_has_one_outcome(bench: Benc
         assert await bench.queue.cancel(job_id) is Cancelled.COMPLETED
         told[answer] += 1
     assert told[Cancelled.REQUESTED] and told[Cancelled.COMPLETED], told
+
+
 async def test_a_job_waits_for_a_file_store_that_is_away_and_is_charged_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,11 +141,31 @@ async def test_of_an_upload_whose_server_is_killed_nothing_is_seen(hosts: Hosts,
     assert [key for key in await keys(s3_server, hosts.prefix) if key.startswith("tmp/")] == []
 
 
+@pytest.mark.parametrize("s3_server", ["seaweedfs"], indirect=True)  # the other one keeps all in memory
+async def test_a_service_waits_for_a_bucket_that_is_away_at_its_start(hosts: Hosts, s3_server: S3Server) -> None:
+    s3_server.kill()
+    starting = [asyncio.create_task(hosts.http()), asyncio.create_task(hosts.dispatcher())]
+    await asyncio.sleep(3)
+    assert not any(task.done() for task in starting)
+    s3_server.start()
+    await asyncio.gather(*starting)
+    await hosts.service.upload("lab", {"Makefile": b"autograde:\n\t@echo hello\n"})
+    await hosts.service.add("lab", ["Makefile"], "out.txt")
+    assert (await hosts.service.poll("lab", "out.txt")).endswith("hello\n")
+
+
+async def test_a_wrong_setting_ends_a_service_with_its_name(hosts: Hosts) -> None:
+    hosts.service.environment["TANGO_STORE_URL"] = "s3://no-such-bucket"
+    for start in (hosts.http, hosts.dispatcher):
+        with pytest.raises(AssertionError, match=r"ended: (?s:.*)tango: store\.url: there is no bucket no-such-bucket"):
+            await start()
+    assert [process.popen.wait(10) for process in hosts.service.processes] == [2, 2]
+
+
+@pytest.mark.parametrize("s3_server", ["seaweedfs"], indirect=True)
 async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(
     hosts: Hosts, s3_server: S3Server
 ) -> None:
-    if s3_server.kind == "moto":
-        pytest.skip("this server keeps everything in memory")
     service = hosts.service
     service.environment["TANGO_SLOTS"] = "1"
     await hosts.http()
