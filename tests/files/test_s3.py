@@ -25,7 +25,7 @@ from contracts.store import (
     put,
     read,
 )
-from support.s3_proxy import S3Proxy, proxy_before, slow_down
+from support.s3_proxy import S3Proxy, hang_up, proxy_before, slow_down
 from support.s3_server import ACCESS_KEY, BUCKET, S3Server, make_bucket, raw_client, server_kinds, settings_for
 from tango_async.config import Settings
 from tango_async.errors import BadName, ConfigError, StoreError, StoreUnavailable
@@ -352,12 +352,6 @@ async def test_a_server_that_is_away_is_named(server: S3Server) -> None:
 
 async def test_what_is_said_of_a_fault_holds_no_name_of_a_courselab(server: S3Server, proxy: S3Proxy) -> None:
     store = await opened(settings_for(server, uuid4().hex, endpoint=proxy.endpoint))
-
-    async def hang_up(request: web.Request) -> web.StreamResponse:
-        assert request.transport is not None
-        request.transport.abort()
-        return web.Response()
-
     proxy.fault = hang_up
     with pytest.raises(StoreUnavailable) as e:
         await store.open_lab("secretkey-lab")
@@ -432,6 +426,8 @@ async def test_an_upload_fails_clearly_while_the_server_is_away_and_works_when_i
     proxy.fault = slow_down
     with pytest.raises(StoreUnavailable):
         await put(proxied, "a", SECOND)
+    with pytest.raises(StoreUnavailable):
+        await proxied.check()
     proxy.fault = None
     assert (await proxied.open_lab(LAB))[1] == {"a": md5(FIRST)}
     assert await put(proxied, "a", SECOND) is True

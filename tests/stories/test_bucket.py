@@ -15,6 +15,7 @@ from aiohttp import ClientError, web
 from aiohttp.test_utils import TestServer
 
 from conftest import absent
+from support.s3_proxy import S3Proxy, hang_up, proxy_before
 from support.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, make_bucket, raw_client, server_kinds
 from support.service import Process, Service
 
@@ -141,13 +142,20 @@ async def test_of_an_upload_whose_server_is_killed_nothing_is_seen(hosts: Hosts,
     assert [key for key in await keys(s3_server, hosts.prefix) if key.startswith("tmp/")] == []
 
 
-@pytest.mark.parametrize("s3_server", ["seaweedfs"], indirect=True)  # the other one keeps all in memory
-async def test_a_service_waits_for_a_bucket_that_is_away_at_its_start(hosts: Hosts, s3_server: S3Server) -> None:
-    s3_server.kill()
+@pytest.fixture
+async def line(hosts: Hosts, s3_server: S3Server) -> AsyncIterator[S3Proxy]:
+    """Between all hosts and the bucket; to be cut."""
+    async with proxy_before(s3_server) as proxy:
+        hosts.service.environment["TANGO_S3_ENDPOINT"] = proxy.endpoint
+        yield proxy
+
+
+async def test_a_service_waits_for_a_bucket_that_is_away_at_its_start(hosts: Hosts, line: S3Proxy) -> None:
+    line.fault = hang_up
     starting = [asyncio.create_task(hosts.http()), asyncio.create_task(hosts.dispatcher())]
     await asyncio.sleep(3)
     assert not any(task.done() for task in starting)
-    s3_server.start()
+    line.fault = None
     await asyncio.gather(*starting)
     await hosts.service.upload("lab", {"Makefile": b"autograde:\n\t@echo hello\n"})
     await hosts.service.add("lab", ["Makefile"], "out.txt")
@@ -162,10 +170,7 @@ async def test_a_wrong_setting_ends_a_service_with_its_name(hosts: Hosts) -> Non
     assert [process.popen.wait(10) for process in hosts.service.processes] == [2, 2]
 
 
-@pytest.mark.parametrize("s3_server", ["seaweedfs"], indirect=True)
-async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(
-    hosts: Hosts, s3_server: S3Server
-) -> None:
+async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(hosts: Hosts, line: S3Proxy) -> None:
     service = hosts.service
     service.environment["TANGO_SLOTS"] = "1"
     await hosts.http()
@@ -176,13 +181,13 @@ async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(
     async with asyncio.timeout(20):
         while not any(job["assigned"] for job in (await service.json("GET", "/jobs/test/0/"))["jobs"]):
             await asyncio.sleep(0.05)
-    s3_server.kill()
+    line.fault = hang_up
     status, kind, body = await service.call("POST", "/upload/test/lab/", data=b"x", headers={"Filename": "a"})
     assert (status, kind) == (503, "application/json")
     assert b"The file store cannot be reached" in body
     assert (await service.call("GET", "/readyz"))[0] == 503
     await asyncio.sleep(8)
-    s3_server.start()
+    line.fault = None
     for n in range(3):
         assert (await service.poll("lab", f"{n}.txt")).endswith("begun\nended\n")
     dead = (await service.json("GET", "/jobs/test/1/"))["jobs"]

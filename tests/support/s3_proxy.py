@@ -56,6 +56,12 @@ async def proxy_before(server: S3Server) -> AsyncIterator[S3Proxy]:
         await runner.cleanup()
 
 
+async def hang_up(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
 async def slow_down(request: web.Request) -> web.StreamResponse:
     body = (
         b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"

@@ -85,7 +85,7 @@ class S3Server:
         return [
             str(SCRIPTS / "weed"), "server", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *ports,
             "-s3", "-s3.config=identities.json", "-s3.port.lance=0", "-s3.port.iceberg=0",
-            "-filer.localSocket=filer.sock",
+            "-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock",
             "-master.telemetry=false", "-master.volumeSizeLimitMB=256", "-volume.max=100",
         ]  # fmt: skip
 

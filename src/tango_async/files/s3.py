@@ -40,7 +40,7 @@ PIN_TRIES = 20
 """How often in a row an upload may be replaced while it is being pinned."""
 
 CHECKED_S = 10.0
-"""So long a check that went well is not made again: it writes, and writing is paid for."""
+"""So long a check that went well is not made again, unless the server was away: it writes, and that is paid for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ class S3Store(S3Housekeeping):
 
     def __init__(self, bucket: Bucket) -> None:
         super().__init__(bucket)
-        self._checked_s = float("-inf")
+        self._checked = (float("-inf"), 0)
+        """When a check went well, and how often the server had been found away by then."""
 
     @classmethod
     async def connect(cls, settings: Settings) -> S3Store:
@@ -261,13 +262,13 @@ class S3Store(S3Housekeeping):
         return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
     async def check(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._checked_s < CHECKED_S:
+        now_s, (checked_s, away) = asyncio.get_running_loop().time(), self._checked
+        if now_s - checked_s < CHECKED_S and away == self._bucket.away:
             return
         key = keys.tmp()
         await self._bucket.put(key, bytes(16))
         await self._bucket.delete([key])
-        self._checked_s = now
+        self._checked = (now_s, self._bucket.away)
 
 
 async def _in_parts(body: AsyncIterator[bytes], part_bytes: int) -> AsyncGenerator[bytes, None]:

@@ -211,6 +211,11 @@ class Bucket:
     async def all(self, begin: str) -> list[Entry]:
         return [entry async for entry in self.scan(begin)]
 
+    @property
+    def away(self) -> int:
+        """How often the server was found away so far."""
+        return self._errors.away
+
     def now_s(self) -> float:
         """The server's clock, as its last listing told it."""
         return time.time() + self._ahead_s

@@ -65,13 +65,17 @@ class Translator:
             "bucket": settings.store.bucket[0],
             "server": settings.s3.endpoint or "Amazon S3",
         }
+        self.away = 0
+        """How often the server was found away."""
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         try:
             yield
         except (exceptions.BotoCoreError, exceptions.ClientError, aiohttp.ClientError, OSError) as e:
-            raise self.translate(e) from e
+            error = self.translate(e)
+            self.away += isinstance(error, StoreUnavailable)
+            raise error from e
 
     def translate(self, error: Exception) -> StoreError:
         match error:
