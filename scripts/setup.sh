@@ -41,7 +41,7 @@ docker_answers() {
 }
 
 if [ "$what" = ci ]; then
-  packages redis-server docker.io iptables iproute2 bubblewrap mmdebstrap make gcc procps busybox curl systemd
+  packages redis-server docker.io iptables iproute2 bubblewrap mmdebstrap make gcc procps busybox curl systemd openssh-server
 elif ! command -v bwrap >/dev/null && ! docker_answers; then
   packages bubblewrap
 fi

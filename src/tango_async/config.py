@@ -197,7 +197,7 @@ class Share(Group, frozen=True):
 
 class Dispatcher(Group, frozen=True):
     vmms: str = "auto"
-    """localSandbox, localDocker, package.module:Class, or auto: Docker if an engine answers and has an image,
+    """localSandbox, localDocker, ec2SSH, package.module:Class, or auto: Docker if an engine answers and has an image,
     else the sandbox. `TANGO_VMMS`"""
     slots: Count = max(1, os.cpu_count() or 1)
     """Jobs of one core that run at a time on this host; `tango host slots` changes it while it runs. `TANGO_SLOTS`"""
@@ -370,6 +370,64 @@ MOST_REDIRECTS = 5
 """That a callback's delivery follows."""
 
 
+class HostKeys(StrEnum):
+    """How the host key of a new VM comes to be known."""
+
+    USER_DATA = "user-data"
+    CONSOLE = "console"
+
+
+class Ec2(Group, frozen=True):
+    region: str = ""
+    """The AWS region; unset: as AWS's own tools find it."""
+    endpoint: str = ""
+    """Another address of the EC2 API; unset: AWS's of the region."""
+    access_key_id: str = ""
+    """The account's access key; unset: as AWS's own tools find one, such as the grading host's instance role."""
+    access_key: str = ""
+    """Its secret part."""
+    images: dict[str, str] = {}
+    """Image name = AMI id. Besides, each of the account's own AMIs is known by its tag `Name`."""
+    types: tuple[str, ...] = ("t3.small", "t3.medium", "t3.large", "t3.xlarge", "t3.2xlarge")
+    """Instance types, the preferred one first: a job gets the first that has its cores and its memory, and those
+    after it when there is no room for that one."""
+    spot: bool = False
+    """Spot instances first, and on demand when there is none. A job whose instance is taken back runs again."""
+    security_groups: tuple[str, ...] = ()
+    """Ids (sg-…) of security groups; they must let port 22 in from the dispatcher. Unset: the VPC's default one."""
+    subnets: tuple[str, ...] = ()
+    """Ids (subnet-…) of subnets, tried in turn when one has no room; unset: a default one."""
+    public_address: bool = False
+    """Reach instances by their public address; else by the private one, from within the VPC."""
+    user: str = "ubuntu"
+    """Who logs in: root, a user who may `sudo` without a password, or one on an AMI with Tango's autodriver."""
+    key_name: str = ""
+    """A key pair of the account, whose private part is `private_key`. Unset: the dispatcher makes one, and removes it
+    when it stops."""
+    private_key: Path | None = None
+    """A file with the private key of `key_name`."""
+    host_keys: HostKeys = HostKeys.USER_DATA
+    """`user-data`: cloud-init installs a key that was made for the instance. `console`: the one that the instance
+    writes to its console is awaited, which takes minutes, for AMIs without cloud-init."""
+    boot_s: Seconds = 240.0
+    """Longest wait for a new instance until it lets the dispatcher in. `dispatcher.machine_wait_s` must be longer."""
+    lost_s: Seconds = 120.0
+    """An instance that runs and cannot be reached for so long counts as lost."""
+    reuse: bool = False
+    """Instances serve one job after the other, cleaned in between; else each serves one and is terminated."""
+    idle_s: Seconds = 300.0
+    """How long an instance without a job is kept for the next one, with `reuse`."""
+    max_life_minutes: Annotated[int, Meta(ge=5, le=10_080)] = 360
+    """An instance ends itself so long after it was made ready for a job, whatever becomes of its dispatcher; must be
+    longer than any job."""
+    job_accounts: bool = True
+    """Jobs may bring an account of their own: addJob's `accessKeyId` and `accessKey`."""
+    keep_failed: bool = False
+    """An instance whose job was lost or never started is kept for inspection until `max_life_minutes`, at your cost."""
+    tags: dict[str, str] = {}
+    """Further tags of instances and their volumes."""
+
+
 class Callbacks(Group, frozen=True):
     min_age_s: Annotated[float, Meta(ge=0)] = 2.0
     """Earliest delivery after the answer to addJob: Autolab stores the job's id only then."""
@@ -406,6 +464,7 @@ class Settings(Group, frozen=True):
     limits: Limits = Limits()
     sandbox: Sandbox = Sandbox()
     docker: Docker = Docker()
+    ec2: Ec2 = Ec2()
     callbacks: Callbacks = Callbacks()
 
     @property
@@ -430,7 +489,10 @@ VARIABLES = {
 }
 """Environment variable → setting. TANGO_<TABLE>_<SETTING> sets any other one."""
 
-SECRETS = {"http.keys", "callbacks.secret", "queue.url", "s3.access_key", "s3.secret_key", "s3.session_token"}
+SECRETS = {
+    *("http.keys", "callbacks.secret", "queue.url", "s3.access_key", "s3.secret_key", "s3.session_token"),
+    *("ec2.access_key_id", "ec2.access_key"),
+}
 """Not printed by `tango config show` nor logged."""
 
 _OTHERS = {"TANGO_CONFIG", "TANGO_REDIS_SERVER", "TANGO_URL", "TANGO_KEY"}

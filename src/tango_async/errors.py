@@ -20,7 +20,10 @@
     └── VmmsError              a machine or its engine failed: an infrastructure fault, to be retried
         ├── VmmsUnavailable    the engine does not answer, or this host lacks what it needs
         ├── ImageNotFound      the engine has no such image
+        ├── NoCapacity         there is no room for another machine now
+        ├── Unsuitable         what was asked for cannot be had, now or later
         ├── MachineLost        the machine is gone, or its end is unknown
+        │   └── MachineReclaimed … since its owner took it back
         └── NotStarted         the machine ended before the job's program began
 
 Libraries' exceptions become one of these at the module that imports the library.
@@ -113,6 +116,18 @@ class ImageNotFound(VmmsError):
 
 class MachineLost(VmmsError):
     """The machine is gone, or how it ended is unknown."""
+
+
+class NoCapacity(VmmsError):
+    """There is no room for another machine now."""
+
+
+class Unsuitable(VmmsError):
+    """What the job or the settings ask for cannot be had, now or later; the message names it and holds no secret."""
+
+
+class MachineReclaimed(MachineLost):
+    """Whoever lent the machine took it back, as with a spot instance."""
 
 
 class NotStarted(VmmsError):

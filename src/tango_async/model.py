@@ -5,6 +5,7 @@ Times are Unix milliseconds by the queue server's clock (`_ms`) or seconds (`_s`
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -55,6 +56,32 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     cores: float
 
 
+class CloudChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job asks of a cloud; "" is as the settings say. Nothing in it is secret."""
+
+    image: str = ""
+    """The cloud's own id of an image, such as an AMI's."""
+    machine_type: str = ""
+    security_group: str = ""
+    account: str = ""
+    """Stands for the job's own credentials, which the queue keeps apart."""
+
+
+class Credentials(msgspec.Struct, frozen=True, kw_only=True):
+    """A job's own account at a cloud. Never logged, shown or stored with the job."""
+
+    key_id: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return "Credentials(…)"
+
+    @property
+    def account(self) -> str:
+        """What stands for them in public."""
+        return hashlib.sha256(f"{self.key_id}\n{self.secret}".encode()).hexdigest()[:16]
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What is fixed when a machine is created, and so what tells two pools apart."""
 
@@ -64,6 +91,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     processes: int
     disk_bytes: int
+    cloud: CloudChoice | None = None
     cpuset: str = ""
     """The processors that it may use, as Linux lists them (`0,2-3`); empty: any."""
 
@@ -104,6 +132,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     callback_url: str | None = None
     quiet: bool = False
     """It runs on processor cores that nothing else uses meanwhile."""
+    cloud: CloudChoice | None = None
     notes: tuple[str, ...] = ()
     """What the trace says of how the request was read, such as a timeout cut to the most allowed."""
 
@@ -126,6 +155,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
             memory_bytes=self.limits.memory_bytes,
             processes=self.limits.processes,
             disk_bytes=self.limits.disk_bytes,
+            cloud=self.cloud,
         )
 
 
@@ -279,6 +309,10 @@ class Capabilities:
     """It can tell whether a name means another image than before."""
     network: bool = False
     """Jobs can be given a network."""
+    clouds: bool = False
+    """Jobs may choose of a cloud, and bring their own account there."""
+    overtime_s: float = 2.0
+    """How long after its deadline a machine may take to end by its own timer and to tell of it."""
     cpusets: bool = False
     """Machines keep to the processors of their `cpuset`, and `usage` tells what they used."""
     idle_bytes: int = 16 * 1024**2

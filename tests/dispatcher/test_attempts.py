@@ -11,7 +11,7 @@ import pytest
 
 from dispatcher.conftest import Bench
 from support.fake_vmms import IMAGE
-from tango_async.errors import StoreUnavailable, VmmsError
+from tango_async.errors import MachineReclaimed, NoCapacity, StoreUnavailable, Unsuitable, VmmsError
 from tango_async.model import JobState, PoolOrder, Verdict
 from tango_async.queue.redis import Cancelled
 
@@ -228,3 +228,22 @@ async def test_a_job_waits_for_a_file_store_that_is_away_and_is_charged_nothing(
     away = False
     job = await bench.until(job_id)
     assert (job.verdict, job.retries) == (Verdict.SUCCESS, 0)
+
+
+async def test_what_can_never_be_had_ends_the_job_with_its_reason(bench: Bench) -> None:
+    bench.engine.refuse_creation = [Unsuitable("addJob's ami: there is none")]
+    await bench.start()
+    job, feedback = await bench.grade("say hello")
+    assert job.verdict is Verdict.GAVE_UP and (job.attempts, job.retries) == (1, 0)
+    assert "Unable to complete job after 1 tries. addJob's ami: there is none." in feedback
+    bench.engine.machines.clear()  # what a refused creation leaves is the strays' affair
+
+
+async def test_a_cloud_without_room_and_one_that_takes_back_are_no_faults_of_the_job(bench: Bench) -> None:
+    bench.change(job_retries=0)
+    bench.engine.refuse_creation = [NoCapacity("full"), MachineReclaimed("taken"), NoCapacity("full")]
+    await bench.start()
+    job, feedback = await bench.grade("say hello")
+    assert job.verdict is Verdict.SUCCESS and (job.attempts, job.retries) == (4, 0)
+    assert feedback.endswith("hello\n")
+    bench.engine.machines.clear()

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -21,11 +21,14 @@ from ..config import Settings
 from ..errors import (
     ImageNotFound,
     MachineLost,
+    MachineReclaimed,
+    NoCapacity,
     NotStarted,
     QueueUnavailable,
     Stale,
     StoreError,
     StoreUnavailable,
+    Unsuitable,
     VmmsError,
     VmmsUnavailable,
 )
@@ -33,7 +36,7 @@ from ..feedback import CappedOutput, header, verdict_text
 from ..files.base import FileStore
 from ..model import Claim, Machine, MachineSpec, Verdict
 from ..queue.redis import Answer, Queue
-from ..vmms.base import Vmms
+from ..vmms.base import CloudVmms, Vmms
 from .cores import Cores, numbers
 from .holds import Cancelled, Hold
 from .images import Images
@@ -80,6 +83,8 @@ class Fault:
     counter: str
     verdict: Verdict = Verdict.GAVE_UP
     charged: bool = True
+    hopeless: bool = False
+    """Another try would fail as well."""
 
 
 MOST_FREE = 20
@@ -99,6 +104,12 @@ def fault_of(error: Exception, *, engine_well: bool) -> Fault:
             return Fault("The image is not on the grading host.", "waitvm_timeouts")
         case NotStarted():
             return Fault("The program could not be started.", "copyin_errors")
+        case Unsuitable():
+            return Fault(f"{error}.", "waitvm_timeouts", hopeless=True)
+        case NoCapacity():
+            return Fault("The cloud has no machine to give now.", "waitvm_timeouts", charged=False)
+        case MachineReclaimed():
+            return Fault("The cloud took its machine back.", "runjob_errors", charged=False)
         case MachineLost():
             return Fault("The machine was lost.", "runjob_errors", Verdict.OS_ERROR)
         case VmmsError():
@@ -119,7 +130,8 @@ def machine_spec(claim: Claim, vmms: Vmms, cpuset: str) -> MachineSpec:
     # A quiet job has whole cores: one that is held back in between measures that.
     cores = float(len(numbers(cpuset))) if claim.spec.quiet and cpuset else spec.cores
     network = spec.network and vmms.capabilities.network
-    return msgspec.structs.replace(spec, network=network, cores=cores, cpuset=cpuset)
+    cloud = spec.cloud if vmms.capabilities.clouds else None
+    return msgspec.structs.replace(spec, network=network, cores=cores, cpuset=cpuset, cloud=cloud)
 
 
 class Attempt:
@@ -149,6 +161,7 @@ class Attempt:
         place = bench.cores.pick(spec.slots) if spec.quiet else nullcontext(bench.cores.ordinary)
         with place as cpuset:
             wanted = machine_spec(self._claim, bench.vmms, cpuset)
+            await self._tell_account(wanted)
             try:
                 if not await self._on_machine(wanted, fresh=False):
                     await self._on_machine(wanted, fresh=True)
@@ -165,6 +178,14 @@ class Attempt:
                     await self._bench.store.check()
                     return
             await asyncio.sleep(PAUSE_S)
+
+    async def _tell_account(self, wanted: MachineSpec) -> None:
+        """Gives the back-end the account that the job brought."""
+        if wanted.cloud is not None and wanted.cloud.account:
+            credentials = await self._patiently(lambda: self._bench.queue.credentials(self._claim))
+            if credentials is None:
+                raise Unsuitable("addJob's accessKeyId and accessKey have expired: send the job again")
+            await cast(CloudVmms, self._bench.vmms).know(credentials)
 
     async def _on_machine(self, wanted: MachineSpec, *, fresh: bool) -> bool:
         """False if a prepared machine turned out to be dead: then nothing of the job was run."""
@@ -247,14 +268,17 @@ class Attempt:
     async def _retry(self, fault: Fault) -> None:
         charged = fault.charged or self._claim.attempt > MOST_FREE
         answer = await self._patiently(
-            lambda: self._bench.queue.retry(self._claim, fault.reason, charged=charged, counter=fault.counter)
+            lambda: self._bench.queue.retry(
+                self._claim, fault.reason, charged=charged, counter=fault.counter, hopeless=fault.hopeless
+            )
         )
         if answer is Answer.SPENT:
-            await self._end(Result(fault.verdict, CappedOutput(0)), fault.reason)
+            tries = self._claim.attempt if fault.hopeless else self._bench.settings.dispatcher.job_retries + 1
+            await self._end(Result(fault.verdict, CappedOutput(0)), fault.reason, tries)
         elif answer is Answer.CANCEL:
             await self._end(Result(Verdict.CANCELLED, CappedOutput(0)))
 
-    async def _end(self, result: Result, reason: str = "") -> None:
+    async def _end(self, result: Result, reason: str = "", tries: int = 1) -> None:
         """Stores the feedback, then ends the job; not given up while the disk is full or Redis away."""
         claim, bench = self._claim, self._bench
         ref = f"{claim.id}.{claim.seq}.{result.verdict}"
@@ -263,7 +287,7 @@ class Attempt:
             result.verdict,
             timeout_s=limits.timeout_s,
             output_stop_bytes=limits.output_stop_bytes,
-            attempts=bench.settings.dispatcher.job_retries + 1,
+            attempts=tries,
             reason=reason,
         )
         await self._store(ref, self._feedback(result, text))

@@ -17,9 +17,6 @@ from ..model import Exit, InputFile, Limits, Machine, Verdict
 from ..vmms.base import Vmms
 from .holds import Cancelled, Hold
 
-OVERTIME_S = 2.0
-"""How long after its deadline a machine may take to end by its own timer; then it is destroyed."""
-
 SHOW_EVERY_S = 0.25
 
 
@@ -62,7 +59,7 @@ class Run:
 
     async def follow(self) -> Result:
         """Follows the program to its end, its deadline, or the queue's word. Raises VmmsError, Stale."""
-        return await self._follow(self._limits.timeout_s + OVERTIME_S)
+        return await self._follow(self._limits.timeout_s + self._vmms.capabilities.overtime_s)
 
     async def follow_again(self, since_start_s: float) -> Result:
         """The same for a program that another dispatcher started so long ago.
@@ -71,7 +68,7 @@ class Run:
         stopped, and generous: the files may have taken a part of the time since the start.
         """
         left_s = max(self._limits.timeout_s - since_start_s, 0.0)
-        return await self._follow(left_s + self._times.copy_in_s + OVERTIME_S)
+        return await self._follow(left_s + self._times.copy_in_s + self._vmms.capabilities.overtime_s)
 
     async def _follow(self, left_s: float) -> Result:
         try:

@@ -16,8 +16,8 @@ from ..config import LEAST_PRIORITY, MOST_PRIORITY
 from ..destinations import allowance
 from ..errors import BadName, NotFound, Rejected
 from ..files.base import Pin
-from ..model import JobSpec, Limits, class_name
-from . import sizes
+from ..model import CloudChoice, JobSpec, Limits, class_name
+from . import clouds, sizes
 from .service import Lab, Service
 from .wire import AddJob, InputEntry
 
@@ -60,6 +60,7 @@ class _Wanted:
     priority: int
     limits: Limits
     quiet: bool
+    cloud: CloudChoice | None
     notes: list[str]
 
 
@@ -123,6 +124,7 @@ async def _check(service: Service, asked: AddJob) -> _Wanted:
     submitter = shares.submitter_of(name) if asked.limiting_key is None else _key(asked.limiting_key, reasons)
     if asked.priority is not None and not _is_priority(asked.priority):
         reasons.append(f"Bad priority: expected a whole number from {LEAST_PRIORITY} to {MOST_PRIORITY}")
+    cloud = clouds.choice(asked, reasons)
     limits, notes = sizes.limits(asked, service.settings.limits.of(image), reasons)
     if reasons:
         raise Rejected(reasons)
@@ -131,7 +133,7 @@ async def _check(service: Service, asked: AddJob) -> _Wanted:
         notes.insert(0, UNQUIET if quiet else UNOFFERED)
     asked_priority = None if asked.priority is None else int(asked.priority)
     priority = shares.priority_of(service.settings.share, name, asked_priority)
-    return _Wanted(name, image, output_name, files, callback_url, submitter, priority, limits, quiet, notes)
+    return _Wanted(name, image, output_name, files, callback_url, submitter, priority, limits, quiet, cloud, notes)
 
 
 def _is_priority(asked: float) -> bool:
@@ -200,4 +202,5 @@ def _spec(lab: Lab, asked: AddJob, wanted: _Wanted, pin: Pin) -> JobSpec:
         callback_url=wanted.callback_url,
         notes=tuple(wanted.notes),
         quiet=wanted.quiet,
+        cloud=wanted.cloud,
     )

@@ -12,7 +12,7 @@ from ..errors import BadRequest, NotFound, QueueFull, StoreError, TangoError
 from ..model import Forecast, JobRecord, JobState
 from ..names import file_name
 from ..queue.redis import Cancelled
-from . import admission, answers, bodies, wire
+from . import admission, answers, bodies, clouds, wire
 from .keys import Access
 from .service import ACCESS, Service, lab_of, service_of
 
@@ -37,10 +37,11 @@ async def add_job(request: web.Request) -> web.Response:
     service = service_of(request)
     lab = lab_of(request)
     body = await bodies.read(request, service.settings.http.max_json_bytes, service.settings.http)
-    spec = await admission.admit(service, lab, wire.read_json(body, wire.AddJob))
+    asked = wire.read_json(body, wire.AddJob)
+    spec = await admission.admit(service, lab, asked)
     fingerprint = admission.fingerprint(lab, body, spec, request.headers.get("Idempotency-Key"))
     try:
-        added = await service.queue.add(spec, fingerprint=fingerprint)
+        added = await service.queue.add(spec, fingerprint=fingerprint, credentials=clouds.credentials(asked))
     except QueueFull:
         await service.store.unpin(spec.pin)
         raise

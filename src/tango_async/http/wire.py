@@ -74,6 +74,14 @@ class AddJob(Struct, frozen=True):
     limits: LimitsRequest | None = None
     quiet: bool | None = None
     """Run on cores that nothing else uses meanwhile; also taken from `vm`."""
+    ami: str | None = None
+    instance_type: str | None = field(default=None, name="instanceType")
+    security_group: str | None = None
+    access_key_id: str | None = field(default=None, name="accessKeyId")
+    access_key: str | None = field(default=None, name="accessKey")
+
+    def __repr__(self) -> str:
+        return "AddJob(…)"
 
 
 class Prealloc(Struct, frozen=True):

@@ -29,6 +29,7 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | held                | zset   | id → end of its lease, every assigned or running job                     |
 | machines            | hash   | machine → id of the job that was started on it                           |
 | claim:<instance>    | hash   | a dispatcher's last claim request and what it got (id:seq …); expires    |
+| secret:<id>         | string | the credentials that came with a live job; expires                       |
 | dead                | zset   | id → when it ended; the history                                          |
 | outputs:<lab>       | hash   | output name → the newest job added under it                              |
 | live:<id>           | string | the output so far of a running job; expires                              |

@@ -14,6 +14,7 @@ from ..model import (
     CallbackRecord,
     CallbackState,
     Claim,
+    Credentials,
     DispatcherRecord,
     Due,
     Forecast,
@@ -94,6 +95,10 @@ def callback(job_id: int, fields: Sequence[bytes | None], due_ms: float | None, 
         tries=int(tries or 0),
         log=_lines(log or b""),
     )
+
+
+def credentials(packed: bytes) -> Credentials:
+    return msgspec.convert(unpack_plain(packed), Credentials)
 
 
 def claim(found: Sequence[Any]) -> Claim:

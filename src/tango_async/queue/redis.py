@@ -16,7 +16,7 @@ from .. import shares
 from ..config import Settings
 from ..errors import QueueFull, QueueOutOfMemory
 from ..feedback import short, verdict_text
-from ..model import Claim, DispatcherRecord, Forecast, JobRecord, JobSpec, PoolOrder, Verdict
+from ..model import Claim, Credentials, DispatcherRecord, Forecast, JobRecord, JobSpec, PoolOrder, Verdict
 from . import figures, keys, records
 from .connection import ID_RESERVE, Marks, Server, tell_loss
 from .history import History
@@ -74,8 +74,8 @@ class Queue(Outbox, History, Orders):
 
     # -- from tango-http -------------------------------------------------------------------------
 
-    async def add(self, spec: JobSpec, *, fingerprint: str) -> Added:
-        """Accepts a job. The same fingerprint within `same_job_s` is the same job.
+    async def add(self, spec: JobSpec, *, fingerprint: str, credentials: Credentials | None = None) -> Added:
+        """Accepts a job. The same fingerprint within `same_job_s` is the same job. Its credentials are kept apart.
 
         Raises QueueFull, QueueUnavailable. When this returns, Redis has the job, and the mark
         of ids that survives Redis is above its id.
@@ -107,6 +107,7 @@ class Queue(Outbox, History, Orders):
             short(verdict=superseded, at_ms=now),
             spec.slots,
             int((spec.limits.timeout_s + settings.dispatcher.machine_wait_s) * 1000),
+            records.pack(credentials) if credentials else "",
             *spec.notes,
         ]
         try:
@@ -250,9 +251,17 @@ class Queue(Outbox, History, Orders):
         """The job is dead with this verdict, and its callback is due. Raises QueueUnavailable."""
         return await self._ask("end", claim.id, claim.seq, verdict, text, output_ref, counter, *trace)
 
-    async def retry(self, claim: Claim, reason: str, *, charged: bool = True, counter: str = "") -> Answer:
-        """Back into the queue after a fault of the infrastructure."""
+    async def credentials(self, claim: Claim) -> Credentials | None:
+        """Those that came with the job; None if there are none, or the job is no longer the caller's."""
+        packed = await self._run("credentials", claim.id, claim.seq)
+        return records.credentials(packed) if packed else None
+
+    async def retry(
+        self, claim: Claim, reason: str, *, charged: bool = True, counter: str = "", hopeless: bool = False
+    ) -> Answer:
+        """Back into the queue after a fault of the infrastructure, unless it is hopeless."""
         most = self._settings.dispatcher.job_retries if charged else -1
+        most = 0 if hopeless else most
         return await self._ask("retry", claim.id, claim.seq, reason, most, counter)
 
     async def adopt(self, machine: str, instance: str) -> tuple[Claim, float] | None:

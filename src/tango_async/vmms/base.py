@@ -17,7 +17,7 @@ from typing import Protocol
 
 from ..config import Settings
 from ..errors import ConfigError
-from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
+from ..model import Capabilities, Credentials, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 
 
 class Vmms(Protocol):
@@ -77,12 +77,20 @@ class Vmms(Protocol):
         """Takes over a machine that `get_vms` listed, so that run_job and copy_out follow it."""
 
 
+class CloudVmms(Vmms, Protocol):
+    """One with `capabilities.clouds`."""
+
+    async def know(self, credentials: Credentials) -> None:
+        """A job's own account, before a machine is made there; kept until nothing is left there, over restarts."""
+
+
 Factory = Callable[[Settings, str], Vmms]
 """Called with the settings and the installation's id."""
 
 KNOWN = {
     "localSandbox": "tango_async.vmms.sandbox:LocalSandbox",
     "localDocker": "tango_async.vmms.docker:LocalDocker",
+    "ec2SSH": "tango_async.vmms.ec2.driver:Ec2Ssh",
 }
 
 

@@ -1,5 +1,9 @@
 -- The arrows that several scripts share: put behind _lanes.lua.
 
+-- The credentials that came with a job; they go when it ends, and at the latest after this time.
+local SECRET_S = 7 * 86400
+local function secret_key(id) return K('secret:' .. id) end
+
 -- held -> nobody's
 local function let_go(id, now, ended)
   redis.call('ZREM', K('held'), id)
@@ -13,6 +17,7 @@ end
 local function requeue(id, now, text)
   let_go(id, now, false)
   redis.call('HSET', J(id), 'state', 'queued', 'holder', '', 'machine', '', 'started_ms', '0')
+  redis.call('EXPIRE', secret_key(id), SECRET_S)
   trace(id, now, {text})
   enqueue(id)
 end
@@ -23,6 +28,7 @@ local function bury(id, now, seq, verdict, text, output, note, lines)
   local f = redis.call('HMGET', J(id), 'state', 'pin', 'cb', 'answered_ms', 'cb_min_ms', 'cb_wait_ms', 'asked_ms')
   if f[1] == 'queued' then dequeue(id) else let_go(id, now, true) end
   redis.call('HDEL', K('pins'), f[2])
+  redis.call('DEL', secret_key(id))
   redis.call('HSET', J(id), 'state', 'dead', 'ended_ms', int(now), 'ended_seq', seq,
     'verdict', verdict, 'output', output, 'note', note)
   redis.call('ZADD', K('dead'), int(now), id)

@@ -2,7 +2,7 @@
 -- ARGV: spec, class, lab, output name, pin, fingerprint, same_ms, callback url, cb_min_ms, cb_wait_ms,
 --       '1' if ids must be above a mark, lane, its weight, its cap, its cap for each submitter, submitter (or ''),
 --       priority, what it supersedes ('keep', 'output', 'submitter'), text and short feedback for those,
---       slots, the longest time that it can take in ms, then notes for the trace
+--       slots, the longest time that it can take in ms, its credentials (or ''), then notes for the trace
 -- Answers {id, new}: new is 0 if an identical addJob has given the id already; id is 0 if this server has
 -- been emptied and does not know the mark (raise_ids).
 local same = K('same:' .. ARGV[6])
@@ -58,7 +58,8 @@ redis.call('HSET', J(id), 'spec', ARGV[1], 'class', class, 'lab', ARGV[3], 'out'
   'lane', lane, 'who', who, 'order', order, 'slots', ARGV[21], 'longest_ms', ARGV[22],
   'state', 'queued', 'added_ms', int(now), 'asked_ms', int(now), 'attempts', '0', 'retries', '0', 'seq', '0',
   'cb', ARGV[8], 'cb_min_ms', ARGV[9], 'cb_wait_ms', ARGV[10], 'cb_tries', '0', 'answered_ms', '0')
-local notes = {unpack(ARGV, 23)}
+if ARGV[23] ~= '' then redis.call('SET', secret_key(id), ARGV[23], 'EX', SECRET_S) end
+local notes = {unpack(ARGV, 24)}
 notes[#notes + 1] = 'Added job ' .. id .. ' to queue'
 trace(id, now, notes)
 redis.call('SET', same, id, 'PX', ARGV[7])

@@ -1,0 +1,222 @@
+"""Which instance is which machine's, and what AWS says of them; ends them, keeps some for the next job.
+
+AWS's tags are the record. What this process remembers of its own instances is only what a listing may
+not show yet, since that lags behind by seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...config import Ec2
+from ...errors import Unsuitable, VmmsError
+from ...model import Machine
+from . import instances
+from .accounts import OWN, Accounts
+from .client import Account, Gone
+from .instances import Instance
+
+log = logging.getLogger(__name__)
+
+LIVING = ("pending", "running", "stopping", "stopped")
+NOTICED = re.compile(r"marked-for-|instance-(terminated|stopped)-(by|no)|request-canceled-and-instance-running")
+_HOST_KEY = re.compile(r"^(ssh-ed25519|ecdsa-sha2-nistp256|ssh-rsa) [A-Za-z0-9+/=]+", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a machine is."""
+
+    instance: str
+    account: str
+
+
+class Fleet:
+    """The instances of one installation."""
+
+    def __init__(self, settings: Ec2, install: str, accounts: Accounts) -> None:
+        self._settings = settings
+        self._install = install
+        self._accounts = accounts
+        self._seats: dict[str, Seat] = {}
+        self._idle: dict[str, Machine] = {}
+        """Instances that wait for a job, and whose machine each was last."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- what is there -----------------------------------------------------------------------------
+
+    def made(self, instance: str, machine: Machine, account: str) -> None:
+        self._seats[machine.id] = Seat(instance, account)
+
+    def id_of(self, machine: Machine) -> str:
+        seat = self._seats.get(machine.id)
+        return seat.instance if seat else "?"
+
+    async def look(self, machine: Machine) -> Instance | None:
+        """What AWS says of the machine's instance now. None if it does not know of it, or not yet."""
+        seat = self._seats.get(machine.id)
+        account = seat.account if seat else _account_of(machine)
+        if seat is not None:
+            with suppress(Gone):
+                found = await self._described(account, InstanceIds=[seat.instance])
+                return replace(found[0], machine=machine) if found else None
+            return None
+        found = await self._described(account, Filters=[_filter(instances.MACHINE, machine.id)])
+        return next((one for one in found if not one.gone), found[0] if found else None)
+
+    async def find(self, machine: Machine) -> Instance | None:
+        """The same, and remembers where it is."""
+        found = await self.look(machine)
+        if found is not None:
+            self._seats.setdefault(machine.id, Seat(found.id, found.account))
+        return found
+
+    async def all(self) -> list[Instance]:
+        """All that live in any account, but for those that wait here for their next job. Raises VmmsUnavailable."""
+        found: list[Instance] = []
+        for name in self._accounts.names():
+            try:
+                living = await self._living(name)
+                found += living
+                if not living and self._unused(name):
+                    await self._accounts.forget(name)
+            except Unsuitable as e:
+                # Revoked meanwhile, or mistyped from the start. What may be there ends by itself.
+                log.info("an account that a job brought cannot be asked for its instances: %s", e)
+                if self._unused(name) and self._accounts.outlived(name):
+                    await self._accounts.forget(name)
+        return [one for one in found if one.id not in self._idle]
+
+    async def _living(self, account: str) -> list[Instance]:
+        states = {"Name": "instance-state-name", "Values": list(LIVING)}
+        return await self._described(account, Filters=[_filter(instances.INSTALL, self._install), states])
+
+    async def _described(self, name: str, **which: Any) -> list[Instance]:
+        account = await self._accounts.get(name)
+        reservations = await account.all("describe_instances", "Reservations", **which)
+        described = [
+            instances.instance_of(one, name, public=self._settings.public_address)
+            for reservation in reservations
+            for one in reservation["Instances"]
+        ]
+        return [one for one in described if one is not None]
+
+    async def notice(self, instance: Instance) -> str:
+        """Why a spot instance will be taken back soon; "" if nobody said so."""
+        account = await self._account(instance)
+        requests = await account.all(
+            "describe_spot_instance_requests",
+            "SpotInstanceRequests",
+            Filters=[{"Name": "instance-id", "Values": [instance.id]}],
+        )
+        codes = [one.get("Status", {}).get("Code", "") for one in requests if one.get("InstanceId") == instance.id]
+        return next((code for code in codes if NOTICED.match(code)), "")
+
+    async def key_on_console(self, instance: Instance) -> str:
+        """A host key that the instance wrote to its console; "" if none is to be seen yet."""
+        answer = await (await self._account(instance)).call("get_console_output", InstanceId=instance.id)
+        said = _HOST_KEY.search(answer.get("Output", "").replace("\r", ""))
+        return said[0] if said else ""
+
+    async def tag(self, instance: Instance, tags: dict[str, str]) -> None:
+        packed = [{"Key": key, "Value": value} for key, value in tags.items()]
+        await (await self._account(instance)).call("create_tags", Resources=[instance.id], Tags=packed)
+
+    async def _account(self, instance: Instance) -> Account:
+        return await self._accounts.get(instance.account)
+
+    # -- their end ---------------------------------------------------------------------------------
+
+    async def end(self, machine: Machine) -> None:
+        """Returns when AWS is ending the machine's instances: there are two if a lost request was made again."""
+        seat = self._seats.get(machine.id)
+        name = seat.account if seat else _account_of(machine)
+        account = await self._accounts.get(name)
+        ids = {seat.instance} if seat else set()
+        described = await self._described(name, Filters=[_filter(instances.MACHINE, machine.id)])
+        ids |= {one.id for one in described if not one.gone}
+        if ids:
+            with suppress(Gone):
+                await account.call("terminate_instances", InstanceIds=sorted(ids))
+        self._seats.pop(machine.id, None)
+        await self._leave(name)
+
+    async def _leave(self, name: str) -> None:
+        """Forgets a job's account once nothing of ours is there."""
+        if self._unused(name) and not await self._living(name) and self._unused(name):
+            await self._accounts.forget(name)
+
+    def _unused(self, name: str) -> bool:
+        here = any(seat.account == name for seat in self._seats.values())
+        return name != OWN and not here and self._accounts.idle(name)
+
+    async def keep(self, machine: Machine, why: str) -> bool:
+        """Leaves the instance to whoever wants to look at it; it ends itself. False if it is gone."""
+        instance = await self.look(machine)
+        if instance is None or instance.gone:
+            return False
+        await self.tag(instance, {instances.KEPT: why[:250], f"{instances.KEPT}-of": self._install})
+        account = await self._account(instance)
+        await account.call("delete_tags", Resources=[instance.id], Tags=[{"Key": instances.INSTALL}])
+        log.warning("instance %s is kept (ec2.keep_failed): %s", instance.id, why)
+        self._seats.pop(machine.id, None)
+        return True
+
+    # -- from job to job ---------------------------------------------------------------------------
+
+    async def give_back(self, machine: Machine) -> None:
+        """The instance is clean, and waits for the next job that needs such a one."""
+        seat = self._seats.pop(machine.id)
+        self._idle[seat.instance] = machine
+        self._spawn(self._end_unused(seat.instance, machine))
+
+    async def _end_unused(self, instance: str, machine: Machine) -> None:
+        await asyncio.sleep(self._settings.idle_s)
+        if self._idle.get(instance) is machine:
+            del self._idle[instance]
+            try:
+                await self.end(machine)
+            except VmmsError as e:
+                log.warning("instance %s could not be ended yet: %s", instance, e)
+
+    async def take(self, machine: Machine) -> bool:
+        """Gives the machine an instance that waits for such a one. False if there is none."""
+        for instance, last in list(self._idle.items()):
+            if last.spec != machine.spec or instance not in self._idle:
+                continue
+            del self._idle[instance]
+            name = _account_of(last)
+            found = await self._described(name, InstanceIds=[instance])
+            if not found or found[0].state != "running":
+                continue
+            await self.tag(found[0], instances.tags_of(self._install, machine, found[0].host_key))
+            self.made(instance, machine, name)
+            log.info("machine %s is instance %s again", machine.id, instance)
+            return True
+        return False
+
+    async def end_idle(self) -> None:
+        """Ends all that wait."""
+        for task in self._tasks:
+            task.cancel()
+        while self._idle:
+            await self.end(self._idle.popitem()[1])
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _account_of(machine: Machine) -> str:
+    return machine.spec.cloud.account if machine.spec.cloud else OWN
+
+
+def _filter(tag: str, value: str) -> dict[str, Any]:
+    return {"Name": f"tag:{tag}", "Values": [value]}

@@ -1,0 +1,116 @@
+"""The whole service on a cloud: jobs over HTTP, instances by the EC2 API, programs over SSH."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from support.ec2 import KEY, OTHER_KEY, REGION, SECRET, Cloud
+from support.redis_server import RedisServer
+from support.service import Service
+
+TICKS = "autograde:\n\t@for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo tick $$i; sleep 0.25; done\n"
+SAID = "".join(f"tick {i}\n" for i in range(1, 13))
+
+
+@pytest.fixture
+async def on_ec2(cloud: Cloud, environment: dict[str, str], service: Service) -> Service:
+    """The service with one HTTP server; instances are in the cloud's subnet."""
+    environment |= {
+        "TANGO_VMMS": "ec2SSH",
+        "TANGO_DISPATCHER_MACHINE_WAIT_S": "100",
+        "TANGO_DISPATCHER_GRACE_S": "1",
+        "TANGO_LIMITS_MAX_TIMEOUT_S": "600",
+        "TANGO_EC2_REGION": REGION,
+        "TANGO_EC2_ENDPOINT": cloud.url,
+        "TANGO_EC2_ACCESS_KEY_ID": KEY,
+        "TANGO_EC2_ACCESS_KEY": SECRET,
+        "TANGO_EC2_USER": "root",
+        "TANGO_EC2_SUBNETS": cloud.subnets[KEY],
+        "TANGO_EC2_BOOT_S": "30",
+        "TANGO_EC2_LOST_S": "20",
+    }
+    await service.run("tango-http")
+    return service
+
+
+async def add(service: Service, name: str, makefile: str, **fields: object) -> int:
+    await service.upload(name, {"Makefile": makefile.encode()})
+    return await service.add(name, ["Makefile"], "out.txt", **fields)
+
+
+async def running(service: Service, job_id: int) -> None:
+    async with asyncio.timeout(20):
+        while "tick" not in (await service.json("GET", f"/getPartialOutput/test/{job_id}/"))["output"]:
+            await asyncio.sleep(0.05)
+
+
+async def empty(cloud: Cloud) -> None:
+    async with asyncio.timeout(15):
+        while await cloud.living():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_job_is_graded_on_an_instance_that_goes_with_it(on_ec2: Service, cloud: Cloud) -> None:
+    await on_ec2.run("tango-dispatcher")
+    await add(on_ec2, "hello", "autograde:\n\t@id -un; echo hello\n")
+    feedback = await on_ec2.poll("hello", "out.txt")
+    assert "Success: Autodriver returned normally" in feedback and feedback.endswith("autograde\nhello\n")
+    await empty(cloud)
+
+
+async def test_a_job_outlives_its_dispatcher_and_is_followed_by_the_next(on_ec2: Service, cloud: Cloud) -> None:
+    first = await on_ec2.run("tango-dispatcher")
+    job_id = await add(on_ec2, "long", TICKS)
+    await running(on_ec2, job_id)
+    first.kill()
+    await on_ec2.run("tango-dispatcher")
+    assert (await on_ec2.poll("long", "out.txt")).endswith(SAID)
+    assert cloud.calls["RunInstances"] == 1
+    await empty(cloud)
+
+
+async def test_a_job_whose_spot_instance_is_taken_back_runs_again(on_ec2: Service, cloud: Cloud) -> None:
+    await on_ec2.run("tango-dispatcher", TANGO_EC2_SPOT="1", TANGO_DISPATCHER_JOB_RETRIES="0")
+    job_id = await add(on_ec2, "spot", TICKS)
+    await running(on_ec2, job_id)
+    (one,) = await cloud.living()
+    await cloud.take_back(one["InstanceId"])
+    assert (await on_ec2.poll("spot", "out.txt")).endswith(SAID)
+    (job,) = (await on_ec2.json("GET", "/jobs/test/1/"))["jobs"]
+    assert job["retries"] == 0 and any("The cloud took its machine back" in line for line in job["trace"])
+    await empty(cloud)
+
+
+async def test_a_jobs_own_account_is_used_and_its_secret_is_nowhere_afterwards(
+    on_ec2: Service, cloud: Cloud, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    dispatcher = await on_ec2.run("tango-dispatcher")
+    job_id = await add(
+        on_ec2, "own", TICKS, accessKeyId=OTHER_KEY, accessKey=SECRET + "-mine", instanceType="t3.medium"
+    )
+    await running(on_ec2, job_id)
+    (one,) = await cloud.living()
+    assert one["InstanceType"] == "t3.medium" and len(await cloud.instances(OTHER_KEY)) == 1
+    assert (await on_ec2.poll("own", "out.txt")).endswith(SAID)
+    await empty(cloud)
+    assert await dispatcher.stop() == 0
+    shown = b"".join([(await on_ec2.call("GET", f"/jobs/test/{which}/"))[2] for which in (0, 1)])
+    async with Redis.from_url(redis_server.url) as redis:
+        async for key in redis.scan_iter(on_ec2.environment["TANGO_QUEUE_PREFIX"] + "*"):
+            shown += await redis.dump(key) or b""
+    for file in tmp_path.rglob("*"):
+        shown += file.read_bytes() if file.is_file() else b""
+    assert b"-mine" not in shown and OTHER_KEY.encode() not in shown
+
+
+async def test_what_a_job_asks_in_vain_ends_it_with_a_word(on_ec2: Service, cloud: Cloud) -> None:
+    await on_ec2.run("tango-dispatcher")
+    await add(on_ec2, "wrong", TICKS, accessKeyId="AKIANOBODY", accessKey="-mine")
+    assert "addJob's accessKeyId and accessKey: AWS refuses them" in await on_ec2.poll("wrong", "out.txt")
+    await add(on_ec2, "ami", TICKS, ami="ami-0123456789abcdef0")
+    assert "addJob's ami: " in await on_ec2.poll("ami", "out.txt")
+    assert not await cloud.living()

@@ -1,0 +1,165 @@
+"""Virtual machines for tests: a real sshd with its own processes, files and users, on a loopback address.
+
+Looks like a freshly booted VM from the outside; `boot` does of cloud-init's work what our user data asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+SSHD = "/usr/sbin/sshd"
+_uids = count(70_001)
+
+BOOT = r"""
+set -e
+dir=$1 root=$1/root
+mount --make-rprivate /
+mount -t tmpfs -o size=512m,mode=755 tmpfs "$root"
+cd "$root"
+mkdir -p usr etc/ssh etc/pam.d dev proc sys tmp run/sshd var/lib var/log var/tmp home root old
+chmod 700 root; chmod 1777 tmp var/tmp
+mount --bind /usr usr && mount -o remount,bind,ro usr
+mount -t tmpfs -o mode=755 tmpfs usr/local/sbin
+for link in bin sbin lib lib32 lib64 libx32; do [ ! -L "/$link" ] || cp -a "/$link" .; done
+cp -a /etc/ld.so.cache /etc/alternatives /etc/nsswitch.conf etc/
+for device in null zero full random urandom tty; do : >"dev/$device"; mount --bind "/dev/$device" "dev/$device"; done
+mkdir dev/shm && mount -t tmpfs -o mode=1777 tmpfs dev/shm
+ln -s /proc/self/fd dev/fd; ln -s fd/0 dev/stdin; ln -s fd/1 dev/stdout; ln -s fd/2 dev/stderr
+cp -a "$dir"/etc/. etc/
+cp -a "$dir"/root-home/. root/
+mkdir home/autolab && cp -a "$dir"/root-home/. home/autolab && chown -R @LOGIN@ home/autolab
+cp -p "$dir"/sbin/* usr/local/sbin/
+mount -t proc proc proc
+pivot_root . old
+umount -l /old && rmdir /old
+hostname "$2"
+shift 2
+cd /
+for command; do sh -c "$command" </dev/null >>/var/log/boot 2>&1 || true; done
+while :; do [ -e /run/away ] && sleep 0.1 || /usr/sbin/sshd -D -e 2>>/var/log/sshd || :; done &
+wait
+"""
+"""Ends with the file system of its own as the only one to be seen."""
+LOGIN = 71_000
+BOOT = BOOT.replace("@LOGIN@", str(LOGIN))
+
+IP = '#!/bin/sh\n[ "$1" = link ] || echo "$*" >/run/ip\n'
+SHUTDOWN = '#!/bin/sh\n[ "$1" = -h ] || exit 1\necho "$*" >/run/shutdown\n(sleep $((${2#+} * 60)); kill -KILL 1) &\n'
+
+
+def host_key(directory: Path, name: str = "host") -> tuple[str, str]:
+    """A new key pair, private and public."""
+    path = directory / f"{name}-{time.monotonic_ns()}"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
+    return path.read_text(), path.with_suffix(".pub").read_text().strip()
+
+
+@dataclass
+class SshVm:
+    """One VM. Starts when told to, and ends with this process."""
+
+    address: str
+    authorized_key: str
+    user_data: str = ""
+    hostname: str = "vm"
+    autodriver: Path | None = None
+    """The program of that name. With it `autolab` logs in, who may become nobody else; else root does."""
+    directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="vm-")))
+    process: subprocess.Popen[bytes] | None = None
+    public_key: str = ""
+    """The host's, once it was started."""
+
+    def start(self) -> None:
+        for part in ("root", "etc/ssh", "root-home/.ssh", "sbin"):
+            (self.directory / part).mkdir(parents=True)
+        private, self.public_key, commands = self._cloud_init()
+        etc, uid = self.directory / "etc", next(_uids)
+        users = ["root:x:0:0:root:/root:/bin/sh", "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin"]
+        users += [
+            f"autograde:x:{uid}:{uid}::/home/autograde:/bin/sh",
+            f"autolab:x:{LOGIN}:{LOGIN}::/home/autolab:/bin/sh",
+        ]
+        (etc / "passwd").write_text("\n".join(users) + "\n")
+        (etc / "group").write_text(f"root:x:0:\nnogroup:x:65534:\nautograde:x:{uid}:\nautolab:x:{LOGIN}:\n")
+        (etc / "shadow").write_text("root:*:1::::::\nautolab:*:1::::::\n")
+        (etc / "shadow").chmod(0o600)
+        (etc / "ssh/ssh_host_ed25519_key").write_text(private)
+        (etc / "ssh/ssh_host_ed25519_key").chmod(0o600)
+        (etc / "ssh/sshd_config").write_text(
+            f"ListenAddress {self.address}\nHostKey /etc/ssh/ssh_host_ed25519_key\nUsePAM no\nStrictModes no\n"
+            "PasswordAuthentication no\nAuthorizedKeysFile .ssh/authorized_keys\nPidFile none\n"
+        )
+        (self.directory / "root-home/.ssh/authorized_keys").write_text(self.authorized_key + "\n")
+        for name, text in {"shutdown": SHUTDOWN, "ip": IP}.items():
+            (self.directory / "sbin" / name).write_text(text)
+            (self.directory / "sbin" / name).chmod(0o755)
+        if self.autodriver is not None:
+            shutil.copy(self.autodriver, self.directory / "sbin/autodriver")
+            (self.directory / "sbin/autodriver").chmod(0o4755)
+        spaces = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
+        # A VM's routes would be the host's. It ends with the thread that starts it, also when that is killed.
+        fewer = ["setpriv", "--pdeathsig", "KILL", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
+        boot = ["sh", "-c", BOOT, "vm", str(self.directory), self.hostname, *commands]
+        with (self.directory / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*fewer, *spaces, *boot], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+            )  # fmt: skip
+
+    def _cloud_init(self) -> tuple[str, str, Sequence[str]]:
+        if not self.user_data:
+            return *host_key(self.directory), []
+        first, _, rest = self.user_data.partition("\n")
+        assert first == "#cloud-config"
+        config = json.loads(rest)
+        keys = config.get("ssh_keys")
+        private, public = (keys["ed25519_private"], keys["ed25519_public"]) if keys else host_key(self.directory)
+        return private, public, config.get("runcmd", [])
+
+    def wait(self, patience_s: float = 10.0) -> None:
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end:
+            try:
+                with socket.create_connection((self.address, 22), timeout=1) as connection:
+                    if connection.recv(4) == b"SSH-":
+                        return
+            except OSError:
+                time.sleep(0.02)
+        raise AssertionError(f"{self.address} did not come up: {(self.directory / 'log').read_text()}")
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def sh(self, script: str) -> str:
+        """Runs a command as root on the VM, without its sshd."""
+        assert self.process is not None
+        init = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0]
+        enter = ["nsenter", "--target", init, "--mount", "--pid", "--root", "--wd=/", "sh", "-c", script]
+        return subprocess.run(enter, check=True, capture_output=True, text=True).stdout
+
+    def cut(self) -> None:
+        """Kills every connection; new ones are taken."""
+        self.sh("pkill -KILL -x sshd")
+
+    def away(self) -> None:
+        """Nobody reaches it any more, and it runs on."""
+        self.sh("touch /run/away; pkill -KILL -x sshd")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            if self.process.poll() is None:
+                os.kill(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)

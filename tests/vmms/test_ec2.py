@@ -1,0 +1,312 @@
+"""ec2SSH on a cloud of the test's own: the contract, and what only instances do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from contracts.machines import Backend, Ran, first_output, inputs, limit, make, only
+from contracts.vmms import VmmsContract
+from support.ec2 import IMAGE, KEY, OTHER_KEY, SECRET, Cloud, settings_on
+from tango_async.config import HostKeys
+from tango_async.errors import MachineLost, MachineReclaimed, NoCapacity, NotStarted, Unsuitable, VmmsUnavailable
+from tango_async.model import CloudChoice, Credentials, Exit
+from tango_async.vmms.ec2 import client, driver
+from tango_async.vmms.ec2.driver import Ec2Ssh
+from tango_async.vmms.ssh import Distrusted, new_key
+
+
+@asynccontextmanager
+async def backend_on(cloud: Cloud, state: Path, **changes: object) -> AsyncIterator[Backend]:
+    """Fails a test that leaves an instance."""
+    install = uuid4().hex[:12]
+
+    async def opened() -> Ec2Ssh:
+        vmms = Ec2Ssh(settings_on(cloud, state / "state", **changes), install)
+        await vmms.open()
+        return vmms
+
+    vmms = await opened()
+    try:
+        yield Backend(opened, vmms, IMAGE, state)
+    finally:
+        await vmms.close()
+    assert not await cloud.living(), "instances were left"
+    assert not (await cloud.clients[KEY].describe_key_pairs())["KeyPairs"], "a key pair was left"
+
+
+@pytest.fixture
+async def backend(cloud: Cloud, tmp_path: Path) -> AsyncIterator[Backend]:
+    async with backend_on(cloud, tmp_path) as backend:
+        yield backend
+
+
+class TestEc2(VmmsContract):
+    """The contract."""
+
+
+class TestLaunch:
+    """An instance is asked for once, of the best kind there is, and is never forgotten."""
+
+    async def test_throttled_calls_are_made_again(self, cloud: Cloud, backend: Backend) -> None:
+        cloud.fail("RunInstances", "RequestLimitExceeded", 2, status=503)
+        cloud.fail("DescribeInstances", "InternalError", 2, status=500)
+        assert await backend.run(make("echo at last")) == Ran(Exit(0), b"at last\n")
+
+    async def test_a_lost_answer_makes_no_second_instance(self, cloud: Cloud, backend: Backend) -> None:
+        cloud.lose("RunInstances")
+        async with backend.machine():
+            assert cloud.calls["RunInstances"] == 2 and len(await cloud.living()) == 1
+
+    async def test_without_room_another_type_is_taken_and_then_on_demand(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, spot=True, types=("t3.small", "t3.medium")) as backend:
+            cloud.fail("RunInstances", "InsufficientInstanceCapacity", InstanceType="t3.small")
+            async with backend.machine():
+                (first,) = await cloud.living()
+                assert first["InstanceType"] == "t3.medium" and first["InstanceLifecycle"] == "spot"
+            spot = {"InstanceMarketOptions.MarketType": "spot"}
+            cloud.fail("RunInstances", "MaxSpotInstanceCountExceeded", 2, **spot)
+            async with backend.machine():
+                (second,) = await cloud.living()
+                assert second["InstanceType"] == "t3.small" and "InstanceLifecycle" not in second
+
+    async def test_a_key_pair_that_somebody_removed_is_made_again(
+        self, cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver, "ROOM_PAUSE_S", (0.1, 0.2))
+        for pair in (await cloud.clients[KEY].describe_key_pairs())["KeyPairs"]:
+            await cloud.clients[KEY].delete_key_pair(KeyName=pair["KeyName"])
+        assert await backend.run(make("echo in")) == Ran(Exit(0), b"in\n")
+
+    async def test_no_room_anywhere_is_waited_for_and_then_said(
+        self, cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver, "ROOM_PAUSE_S", (0.1, 0.2))
+        cloud.fail("RunInstances", "VcpuLimitExceeded", 7)
+        async with backend.machine():
+            assert cloud.calls["RunInstances"] > 5
+        monkeypatch.setattr(driver, "ROOM_S", 0.5)
+        cloud.fail("RunInstances", "VcpuLimitExceeded", 10**6)
+        with pytest.raises(NoCapacity, match="VcpuLimitExceeded"):
+            await backend.vmms.initialize_vm(backend.spec(), "tester")
+
+    async def test_the_type_has_what_the_job_needs(self, cloud: Cloud, backend: Backend) -> None:
+        async with backend.machine(cores=3.0, memory_bytes=9 << 30):
+            assert (await cloud.living())[0]["InstanceType"] == "t3.xlarge"
+        with pytest.raises(Unsuitable, match=r"ec2\.types: none of .* has 99 cores"):
+            await backend.vmms.initialize_vm(backend.spec(cores=99.0), "tester")
+
+    async def test_a_launch_whose_caller_died_is_found_by_its_tags(self, cloud: Cloud, backend: Backend) -> None:
+        cloud.slow_answers["RunInstances"] = 3.0
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await backend.vmms.initialize_vm(backend.spec(), "tester")
+        successor = await backend.open()
+        try:
+            (found,) = await successor.get_vms()
+            assert found.spec == backend.spec() and found.owner == "tester"
+            await successor.destroy_vm(found)
+            assert await successor.get_vms() == []
+        finally:
+            await successor.close()
+
+    async def test_an_instance_ends_itself_and_hides_its_user_data(self, cloud: Cloud, backend: Backend) -> None:
+        async with backend.machine():
+            (one,) = await cloud.living()
+            vm = cloud.vms[one["InstanceId"]]
+            assert vm.sh("cat /run/shutdown") == "-h +360\n"
+            assert vm.sh("cat /run/ip") == "route replace prohibit 169.254.169.254/32\n"
+            vm.kill()  # as its own shutdown would
+            async with asyncio.timeout(5):
+                while await cloud.living():
+                    await asyncio.sleep(0.05)
+
+
+class TestFaults:
+    """What is wrong is said by its name: at the start where it can be known."""
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"access_key_id": "AKIAWRONG"}, "ec2.access_key_id, ec2.access_key or ec2.region: AWS refuses them"),
+            ({"endpoint": "http://127.0.0.1:9"}, "ec2.region or ec2.endpoint: the EC2 API cannot be reached"),
+            ({"types": ("t3.small", "t9.huge")}, "ec2.types"),
+            ({"images": {"x": "ami-00000000000000000"}}, "ec2.images"),
+            ({"security_groups": ("sg-00000000000000000",)}, "ec2.security_groups"),
+            ({"subnets": ("subnet-00000000000000000",)}, "ec2.subnets"),
+            ({"key_name": "absent"}, "ec2.private_key: unset"),
+            ({"key_name": "absent", "private_key": Path("/nonexistent")}, "ec2.private_key: /nonexistent"),
+            ({"boot_s": 3600.0}, "dispatcher.machine_wait_s"),
+            ({"max_life_minutes": 5}, "ec2.max_life_minutes"),
+        ],
+    )
+    async def test_a_wrong_setting_is_named(
+        self,
+        cloud: Cloud,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        changes: dict[str, object],
+        said: str,
+    ) -> None:
+        monkeypatch.setattr(client, "TRIES", 1)
+        vmms = Ec2Ssh(settings_on(cloud, tmp_path, **changes), "install")
+        with pytest.raises(VmmsUnavailable, match=said):
+            await vmms.open()
+
+    async def test_a_key_pair_that_is_not_there_is_named(self, cloud: Cloud, tmp_path: Path) -> None:
+        file = tmp_path / "key"
+        file.write_text(new_key()[0])
+        vmms = Ec2Ssh(settings_on(cloud, tmp_path, key_name="absent", private_key=file), "install")
+        with pytest.raises(VmmsUnavailable, match=r"ec2\.key_name"):
+            await vmms.open()
+
+    async def test_an_instance_that_nobody_reaches_is_told_of(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, boot_s=1.5) as backend:
+            cloud.boots = False
+            machine = await backend.vmms.initialize_vm(backend.spec(), "tester")
+            with pytest.raises(MachineLost, match=r"not ready within ec2\.boot_s: .*Connect"):
+                await backend.vmms.wait_vm(machine)
+            await backend.vmms.destroy_vm(machine)
+
+    async def test_another_host_at_its_address_is_not_trusted(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, boot_s=5.0) as backend:
+            cloud.lies = True
+            machine = await backend.vmms.initialize_vm(backend.spec(), "tester")
+            with pytest.raises(Distrusted, match="another host answers"):
+                await backend.vmms.wait_vm(machine)
+            await backend.vmms.destroy_vm(machine)
+
+    async def test_an_instance_that_was_ended_by_hand_is_lost_at_once(self, cloud: Cloud, backend: Backend) -> None:
+        async with backend.machine() as machine:
+            await backend.vmms.copy_in(machine, inputs(make("echo up; sleep 600")), limit())
+            assert await first_output(backend.vmms, machine) == b"up\n"
+            (one,) = await cloud.living()
+            await cloud.clients[KEY].terminate_instances(InstanceIds=[one["InstanceId"]])
+            async with asyncio.timeout(4):
+                with pytest.raises(MachineLost, match="terminated"):
+                    await backend.vmms.run_job(machine)
+
+    async def test_one_that_waits_is_known_to_be_gone(self, cloud: Cloud, backend: Backend) -> None:
+        async with backend.machine() as machine:
+            await backend.vmms.wait_vm(machine)
+            (one,) = await cloud.living()
+            await cloud.clients[KEY].terminate_instances(InstanceIds=[one["InstanceId"]])
+            async with asyncio.timeout(4):
+                with pytest.raises(MachineLost, match="terminated"):
+                    while True:
+                        await backend.vmms.wait_vm(machine)
+
+    async def test_a_spot_instance_that_is_taken_back_is_no_fault(
+        self, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver, "SPOT_LOOK_S", 0.1)
+        monkeypatch.setattr(driver, "SPOT_GRACE_S", 0.2)
+        async with backend_on(cloud, tmp_path, spot=True) as backend, backend.machine() as machine:
+            await backend.vmms.copy_in(machine, inputs(make("sleep 600")), limit())
+            running = asyncio.create_task(backend.vmms.run_job(machine))
+            await asyncio.sleep(0.5)
+            assert not running.done()
+            cloud.reclaim((await cloud.living())[0]["InstanceId"])
+            async with asyncio.timeout(5):
+                with pytest.raises(MachineReclaimed, match="marked-for-termination"):
+                    await running
+
+
+class TestReuse:
+    """With ec2.reuse an instance serves one job after the other."""
+
+    async def test_the_next_job_of_the_kind_gets_it_clean(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            assert (await backend.run(make("touch ~/mine /tmp/mine; (setsid sleep 600 &)"))).code == 0
+            (one,) = await cloud.living()
+            assert await backend.vmms.get_vms() == []
+            ran = await backend.run(make("ls -A ~ /tmp; id -u"))
+            assert b"mine" not in ran.output
+            assert cloud.calls["RunInstances"] == 1
+            async with backend.machine(memory_bytes=3 << 30):
+                assert cloud.calls["RunInstances"] == 2
+            assert cloud.vms[one["InstanceId"]].alive
+
+    async def test_one_whose_job_did_not_end_well_serves_no_other(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            async with backend.machine() as machine:
+                await backend.vmms.copy_in(machine, inputs(make("sleep 600")), limit())
+            assert not await cloud.living()
+
+    async def test_one_that_nobody_needs_goes(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True, idle_s=0.5) as backend:
+            await backend.run(make("echo one"))
+            assert await cloud.living()
+            async with asyncio.timeout(5):
+                while await cloud.living():
+                    await asyncio.sleep(0.05)
+
+    async def test_a_successor_does_not_trust_what_waits(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            await backend.run(make("echo one"))
+            successor = await backend.open()
+            (left,) = await successor.get_vms()
+            await successor.destroy_vm(left)
+            await successor.close()
+            assert not await cloud.living()
+
+
+class TestAccounts:
+    """A job's own account is used for it, and forgotten when nothing is left there."""
+
+    async def test_its_instance_is_there_and_its_secret_goes_with_it(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, subnets=()) as backend:
+            own = Credentials(key_id=OTHER_KEY, secret=SECRET)
+            await backend.vmms.know(own)  # type: ignore[attr-defined]
+            choice = CloudChoice(account=own.account)
+            machine = await backend.vmms.initialize_vm(backend.spec(cloud=choice), "tester")
+            assert len(await cloud.instances(OTHER_KEY)) == 1 and not await cloud.instances(KEY)
+            (file,) = (tmp_path / "state/ec2/accounts").iterdir()
+            assert file.stat().st_mode & 0o777 == 0o600
+            successor = await backend.open()
+            assert await successor.get_vms() == [machine]
+            await successor.destroy_vm(machine)
+            await successor.close()
+            assert not file.exists() and not await cloud.living()
+            assert not (await cloud.clients[OTHER_KEY].describe_key_pairs())["KeyPairs"]
+
+    async def test_a_wrong_one_is_the_jobs_own_affair(self, backend: Backend) -> None:
+        wrong = Credentials(key_id="AKIANOBODY", secret=SECRET)
+        await backend.vmms.know(wrong)  # type: ignore[attr-defined]
+        with pytest.raises(Unsuitable, match="addJob's accessKeyId and accessKey: AWS refuses them") as refused:
+            await backend.vmms.initialize_vm(backend.spec(cloud=CloudChoice(account=wrong.account)), "tester")
+        assert SECRET not in str(refused.value) and "AKIANOBODY" not in str(refused.value)
+        assert await backend.vmms.get_vms() == []
+
+    async def test_what_a_job_chooses_is_named_if_it_is_not_there(self, backend: Backend) -> None:
+        for choice, said in [
+            (CloudChoice(image="ami-00000000000000000"), "addJob's ami"),
+            (CloudChoice(machine_type="t9.huge"), "addJob's instanceType"),
+            (CloudChoice(security_group="no such"), "addJob's security_group"),
+        ]:
+            with pytest.raises(Unsuitable, match=said):
+                await backend.vmms.initialize_vm(backend.spec(cloud=choice), "tester")
+
+
+async def test_a_host_key_can_be_read_from_the_console(cloud: Cloud, tmp_path: Path) -> None:
+    async with backend_on(cloud, tmp_path, host_keys=HostKeys.CONSOLE) as backend:
+        assert await backend.run(make("echo known")) == Ran(Exit(0), b"known\n")
+
+
+async def test_a_failed_machine_can_be_kept(cloud: Cloud, tmp_path: Path) -> None:
+    async with backend_on(cloud, tmp_path, keep_failed=True) as backend:
+        async with backend.machine() as machine:
+            await backend.vmms.feed(machine, only(b""))
+            with pytest.raises(NotStarted, match="unpacked"):
+                await backend.vmms.run_job(machine)
+        assert await backend.vmms.get_vms() == []
+        (kept,) = await cloud.living()
+        assert {tag["Key"]: tag["Value"] for tag in kept["Tags"]}["tango:kept"].startswith(
+            "the files could not be unpacked"
+        )
+        await cloud.clients[KEY].terminate_instances(InstanceIds=[kept["InstanceId"]])
