@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stage import PREFIX, Stage
 
-EXPIRING = ("same:", "claim:", "control:", "live:", "lane:", "upkeep")
+EXPIRING = ("same:", "claim:", "offers:", "control:", "live:", "lane:", "upkeep")
 """Keys that are bounded by their expiry, which is then required."""
 LASTING = {"ids", "seq", "vclock", "mean_ms", "server", "dead", "counters", "dispatchers", "beats"}
 LASTING |= {"pins", "machines", "queued", "held"}

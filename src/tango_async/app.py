@@ -197,15 +197,15 @@ async def _patiently(
 ) -> None:
     """Does the work, again and again until Redis, the store and the engine let it, or until `stop`."""
     pause_s, longest_s = BACKOFF_S
-    said_at = -SAY_S
+    said, said_at = "", 0.0
     while not stop.is_set():
         try:
             await work()
             return
         except passing as e:
             waiting(f"{meanwhile}{e}")
-            if time.monotonic() - said_at >= SAY_S:
-                said_at = time.monotonic()
+            if str(e) != said or time.monotonic() - said_at >= SAY_S:
+                said, said_at = str(e), time.monotonic()
                 log.warning("waiting: %s%s", meanwhile, e)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause_s)

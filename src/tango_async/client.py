@@ -95,6 +95,7 @@ class JobRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     vm: dict[str, float] = msgspec.field(default_factory=dict)
     """`cores`, and `memory` in MiB; Tango takes neither."""
     quiet: bool = False
+    requires: tuple[str, ...] = ()
 
     def body(self) -> dict[str, Any]:
         fields: dict[str, Any] = msgspec.to_builtins(self)

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from .errors import ConfigError
-from .model import MAX_POOL
+from .model import LABEL, MAX_POOL
 
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 Bytes = Annotated[int, Meta(ge=1)]
@@ -29,6 +29,7 @@ Days = Annotated[float, Meta(ge=0)]
 Cores = Annotated[float, Meta(gt=0, le=4096)]
 CoreList = Annotated[str, Meta(pattern=r"^([0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*)?$")]
 Room = Annotated[int, Meta(ge=0)]
+Label = Annotated[str, Meta(pattern=f"^{LABEL}$")]
 LEAST_PRIORITY, MOST_PRIORITY = -100, 100
 Priority = Annotated[int, Meta(ge=LEAST_PRIORITY, le=MOST_PRIORITY)]
 Machines = Annotated[int, Meta(ge=0, le=MAX_POOL)]
@@ -68,7 +69,23 @@ class Http(Group, frozen=True):
 
 class Queue(Group, frozen=True):
     url: str = ""
-    """Redis, as redis://, rediss:// or unix://. Unset: `tango up` runs an embedded one. `TANGO_REDIS_URL`"""
+    """Redis, as `redis://HOST:PORT/DATABASE`, `rediss://` (TLS) or `unix://PATH`, or behind Sentinel as
+    `redis+sentinel://HOST:PORT,HOST,…/MASTER/DATABASE` (`rediss+sentinel://`: TLS to all of them). A user and a
+    password may stand before the host. Unset: `tango up` runs an embedded one. `TANGO_REDIS_URL`"""
+    username: str = ""
+    """The ACL user; unset: the one of the URL, or Redis's default user."""
+    password: str = ""
+    """Its password; unset: the one of the URL."""
+    ca: Path | None = None
+    """Certificates that sign the server's, for TLS; unset: the system's."""
+    cert: Path | None = None
+    """Our own certificate, if the server asks for one."""
+    cert_key: Path | None = None
+    """Its private key, if that is not in the same file."""
+    sentinel_username: str = ""
+    """The ACL user at the Sentinels, which have users of their own."""
+    sentinel_password: str = ""
+    """Its password."""
     prefix: str = "tango:"
     """Begins every key."""
     history_limit: Count = 10_000
@@ -204,6 +221,9 @@ class Dispatcher(Group, frozen=True):
     quiet_cores: CoreList = ""
     """Processor cores of this host that only quiet jobs use, such as `2-3`; all else keeps to the others. Empty: it
     takes no quiet jobs."""
+    labels: tuple[Label, ...] = ()
+    """What this host has, for jobs that require it, such as `avx512`: they go only to hosts with all that they require.
+    `gpu` is added where the VMMS can give one (`docker.gpus`), and taken out where it cannot."""
     lease_s: Seconds = 15.0
     """A claimed job that nobody extends for so long is taken from its dispatcher."""
     adopt_grace_s: Seconds = 120.0
@@ -212,6 +232,11 @@ class Dispatcher(Group, frozen=True):
     """After SIGTERM running jobs may finish for so long; then they are handed over or given back."""
     job_retries: Annotated[int, Meta(ge=0, le=100)] = 2
     """How often a job is tried again after faults of the infrastructure."""
+    pause_after_faults: Annotated[int, Meta(ge=0, le=1000)] = 5
+    """When so many jobs in a row could not be started, the host takes no more, or none of the one image that all of
+    them had; `tango host resume` ends that. 0: never."""
+    try_again_s: Seconds = 30.0
+    """… and after so long it tries one; if that fails as well, the next after twice the time, up to 10 min."""
     machine_wait_s: Seconds = 60.0
     """Longest wait for a machine to take files."""
     copy_in_s: Seconds = 120.0
@@ -358,6 +383,11 @@ class Docker(Group, frozen=True):
     """Network of jobs whose network is not disabled."""
     runtime: str = ""
     """Container runtime, such as runsc; unset: the engine's default."""
+    gpus: Annotated[str, Meta(pattern=r"^(all|[A-Za-z0-9_:-]+(,[A-Za-z0-9_:-]+)*)?$")] = ""
+    """GPUs of this host that jobs which require `gpu` get, all of them each: `all`, or the engine's device ids such as
+    `0,1`; unset: none, and no such job is taken. `max` of a table of `pools.image` bounds how many share them."""
+    gpu_runtime: str = ""
+    """Runtime of the containers of such jobs, such as nvidia; unset: `runtime`."""
     output: Literal["auto", "host", "engine"] = "auto"
     """How a job's output comes back. `host`: through a pipe below `dispatcher.state_dir` that the container is shown;
     no byte is lost when the engine dies. `engine`: through the engine, whose death may cost a running job a piece of
@@ -490,8 +520,8 @@ VARIABLES = {
 """Environment variable → setting. TANGO_<TABLE>_<SETTING> sets any other one."""
 
 SECRETS = {
-    *("http.keys", "callbacks.secret", "queue.url", "s3.access_key", "s3.secret_key", "s3.session_token"),
-    *("ec2.access_key_id", "ec2.access_key"),
+    *("http.keys", "callbacks.secret", "queue.url", "queue.password", "queue.sentinel_password"),
+    *("s3.access_key", "s3.secret_key", "s3.session_token", "ec2.access_key_id", "ec2.access_key"),
 }
 """Not printed by `tango config show` nor logged."""
 

@@ -12,7 +12,8 @@
     │   ├── StoreFull          … because there is no space left
     │   └── StoreUnavailable   … because its server cannot be reached, or not now
     ├── QueueUnavailable       Redis cannot be reached, or not now
-    │   └── QueueOutOfMemory   … since its memory is full
+    │   ├── QueueOutOfMemory   … since its memory is full
+    │   └── QueueRefused       … since the settings do not let us in, or not far enough; the message names them
     ├── QueueBroken            Redis refuses a command: a defect, or rights that are missing
     ├── QueueFull              Redis has no room for another job
     ├── ClientError            a Tango server refused our call, or cannot be reached
@@ -84,6 +85,10 @@ class QueueUnavailable(TangoError):
 
 class QueueOutOfMemory(QueueUnavailable):
     """Redis has no memory left; what it holds is safe, and asking again later is right."""
+
+
+class QueueRefused(QueueUnavailable):
+    """Redis does not let us in, or not far enough: a password, a certificate or the rights of a user are wrong."""
 
 
 class QueueBroken(TangoError):

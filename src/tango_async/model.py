@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
 
-RECORD_VERSION = 1
-"""Version of the msgpack records in the queue; readers accept this one and the one before."""
+RECORD_VERSION = 2
+"""Version of the msgpack records in the queue; readers accept this one, older ones, and the next one.
+
+What a record of an older release lacks has its default, and what one of the next release has beyond is ignored.
+"""
 
 
 class JobState(StrEnum):
@@ -94,11 +97,28 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     cloud: CloudChoice | None = None
     cpuset: str = ""
     """The processors that it may use, as Linux lists them (`0,2-3`); empty: any."""
+    gpu: bool = False
+    """It has the host's GPUs."""
 
 
-def class_name(image: str, *, quiet: bool = False) -> str:
-    """No image's name holds a bar."""
-    return f"{image}|quiet" if quiet else image
+LABEL = r"[a-z0-9][a-z0-9._-]{0,31}"
+"""A label as a regular expression."""
+
+GPU = "gpu"
+"""The label of hosts whose jobs can have a GPU: offered by their VMMS, not by their settings."""
+
+
+def class_name(image: str, *, quiet: bool = False, labels: Iterable[str] = ()) -> str:
+    """`IMAGE`, `IMAGE|quiet`, `IMAGE|+avx512+gpu` or `IMAGE|quiet+gpu`. No image's name holds a bar or a plus."""
+    more = "quiet" * quiet + "".join(f"+{label}" for label in sorted(labels))
+    return f"{image}|{more}" if more else image
+
+
+def parts_of(class_name: str) -> tuple[str, bool, frozenset[str]]:
+    """The image, whether it is quiet, and the labels of a requirement class."""
+    image, _, more = class_name.partition("|")
+    quiet, *labels = more.split("+")
+    return image, quiet == "quiet", frozenset(labels)
 
 
 class PinnedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,13 +153,15 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     quiet: bool = False
     """It runs on processor cores that nothing else uses meanwhile."""
     cloud: CloudChoice | None = None
+    requires: tuple[str, ...] = ()
+    """Labels, sorted, that its host has to have."""
     notes: tuple[str, ...] = ()
     """What the trace says of how the request was read, such as a timeout cut to the most allowed."""
 
     @property
     def class_name(self) -> str:
         """The requirement class: what a dispatcher must offer to run the job."""
-        return class_name(self.image, quiet=self.quiet)
+        return class_name(self.image, quiet=self.quiet, labels=self.requires)
 
     @property
     def slots(self) -> int:
@@ -156,6 +178,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
             processes=self.limits.processes,
             disk_bytes=self.limits.disk_bytes,
             cloud=self.cloud,
+            gpu=GPU in self.requires,
         )
 
 
@@ -315,6 +338,8 @@ class Capabilities:
     """How long after its deadline a machine may take to end by its own timer and to tell of it."""
     cpusets: bool = False
     """Machines keep to the processors of their `cpuset`, and `usage` tells what they used."""
+    gpu: bool = False
+    """Jobs can be given the host's GPUs."""
     idle_bytes: int = 16 * 1024**2
     """Memory of the host that a prestarted machine takes until it has a job."""
 
@@ -356,6 +381,8 @@ class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool = False
     slots: int | None = None
     """None: as many as its settings say."""
+    resumed: int = 0
+    """How often it was told to resume."""
 
 
 class DispatcherRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -376,6 +403,8 @@ class DispatcherRecord(msgspec.Struct, frozen=True, kw_only=True):
     busy: int
     quiet_cores: int = 0
     """Cores that it keeps for quiet jobs."""
+    labels: tuple[str, ...] = ()
+    """What its host has, for jobs that require it; sorted."""
     paused: bool = False
     """By an operator's order: it claims nothing and finishes what it has."""
     started_ms: int = 0
@@ -383,6 +412,8 @@ class DispatcherRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Since its last beat, by the queue server's clock; set by whoever reads it."""
     pools: dict[str, PoolState] = msgspec.field(default_factory=dict)
     healthy: bool = True
+    shut: dict[str, str] = msgspec.field(default_factory=dict)
+    """Image, or EVERY_IMAGE, of which it takes no jobs since too many failed in a row, and why."""
     problem: str = ""
     ended: int = 0
     """Attempts that have ended since this process started, however they did."""

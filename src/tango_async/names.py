@@ -9,6 +9,7 @@ import re
 import unicodedata
 
 from .errors import BadName
+from .model import LABEL
 
 MAX_NAME_BYTES = 255
 """Longest file name that Linux's file systems take."""
@@ -19,6 +20,8 @@ _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _IMAGE = re.compile(rf"{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?", re.ASCII)
 
 _SUBMITTER = re.compile(r"[^@\s/\x00-\x1f]+@[^@\s/_\x00-\x1f]+")
+
+_LABEL = re.compile(LABEL, re.ASCII)
 
 RESERVED_PREFIX = ".tango"
 """Names the store and the bootstrap use for themselves."""
@@ -83,6 +86,13 @@ def limiting_key(raw: str) -> str:
     problem = _problem(raw.replace("/", "-")) if raw else None
     if problem:
         raise BadName(f"Bad limiting_key: {problem}")
+    return raw
+
+
+def label(raw: str) -> str:
+    """What a job requires of its host, and a host says that it has."""
+    if not _LABEL.fullmatch(raw):
+        raise BadName("Bad requires: expected words such as gpu or avx512 (a-z 0-9 . _ -), at most 32 long")
     return raw
 
 

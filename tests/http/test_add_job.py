@@ -11,6 +11,7 @@ import pytest
 
 from support.api import Api, job
 from tango_async.config import ImageLimits, Settings
+from tango_async.model import parts_of
 
 MIB = 1024**2
 
@@ -225,6 +226,35 @@ async def test_inputs_must_fit_on_the_disk_that_the_job_asks_for(lab: Api) -> No
 async def test_a_job_may_ask_for_quiet_cores(lab: Api, asked: dict[str, Any], quiet: bool) -> None:
     spec = await spec_of(lab, await lab.add(**asked))
     assert (spec.quiet, spec.class_name) == (quiet, "autograding_image|quiet" if quiet else "autograding_image")
+
+
+@pytest.mark.parametrize(
+    ("asked", "requires"),
+    [([], ()), (None, ()), (["gpu"], ("gpu",)), (["gpu", "avx512", "gpu"], ("avx512", "gpu")), (["a._-9"], ("a._-9",))],
+)
+async def test_a_job_may_require_labels_of_its_host(
+    lab: Api, asked: list[str] | None, requires: tuple[str, ...]
+) -> None:
+    spec = await spec_of(lab, await lab.add(requires=asked))
+    assert spec.requires == requires
+    assert parts_of(spec.class_name) == ("autograding_image", False, frozenset(requires))
+
+
+@pytest.mark.parametrize(
+    "asked", [["GPU"], ["a b"], ["-a"], ["a+b"], ["a|b"], [""], ["a" * 33], ["gpu\n"], [str(n) for n in range(9)]]
+)
+async def test_what_is_no_label_is_refused(lab: Api, asked: list[str]) -> None:
+    reply = await lab.add(requires=asked)
+    assert reply.json["statusId"] < 0 and "Bad requires" in str(reply.message)
+
+
+async def test_the_trace_and_info_say_what_no_host_has(lab: Api) -> None:
+    await lab.publish("autograding_image", labels=("avx512",))
+    assert (await spec_of(lab, await lab.add(requires=["avx512"]))).notes == ()
+    (note,) = (await spec_of(lab, await lab.add(requires=["gpu", "avx512"]))).notes
+    assert "on a host with avx512, gpu now" in note
+    info = (await lab.get("/info/test/")).json["info"]
+    assert info["unoffered"] == {"autograding_image|+avx512+gpu": 1}
 
 
 async def test_the_trace_says_when_no_host_has_quiet_cores(lab: Api) -> None:

@@ -13,12 +13,15 @@ from contracts.machines import MB, Backend, Ran, adopted, follow, inputs, limit,
 from contracts.vmms import VmmsContract
 from support.engine import Engine
 from support.images import chunks, saved, variation
+from support.jobs import machine_of
 from tango_async.config import Docker, Settings
+from tango_async.config import load as load_settings
 from tango_async.errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
-from tango_async.model import Exit
+from tango_async.model import Exit, Machine
 from tango_async.vmms import docker
 from tango_async.vmms.base import Vmms, load
 from tango_async.vmms.docker import LocalDocker
+from tango_async.vmms.outputs import Channel
 
 
 @pytest.fixture
@@ -200,3 +203,18 @@ async def _opened(host: str) -> None:
         await vmms.open()
     finally:
         await vmms.close()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked"),
+    [("all", {"Count": -1}), ("0,GPU-5e2a", {"DeviceIDs": ["0", "GPU-5e2a"]})],
+)
+def test_a_job_that_requires_a_gpu_is_given_it_by_the_engine(gpus: str, asked: dict[str, object]) -> None:
+    settings = load_settings(environ={"TANGO_DOCKER_GPUS": gpus, "TANGO_DOCKER_GPU_RUNTIME": "nvidia"})
+    local = LocalDocker(settings, "install")
+    assert local.capabilities.gpu
+    for gpu in (True, False):
+        machine = Machine(id="m", spec=machine_of("image", gpu=gpu), nonce="n")
+        host = local._container(machine, "image", "1:1", Channel())["HostConfig"]
+        assert host.get("Runtime") == ("nvidia" if gpu else None)
+        assert host.get("DeviceRequests") == ([{"Driver": "", "Capabilities": [["gpu"]], **asked}] if gpu else None)

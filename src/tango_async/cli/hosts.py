@@ -23,10 +23,15 @@ async def hosts(client: TangoClient, as_json: bool) -> None:
         click.echo(json.dumps(found))
         return
     rows = [
-        (h["install"], h["host"], h["vmms"], h["slots"], h["busy"], h["version"], h["state"], h["problem"])
+        (
+            *(h[field] for field in ("install", "host", "vmms", "slots", "busy", "version")),
+            ",".join(h.get("labels", ())),
+            *(h[field] for field in ("state", "problem")),
+        )
         for h in found
     ]
-    click.echo(terminal.table(("INSTALL", "HOST", "VMMS", "SLOTS", "BUSY", "VERSION", "STATE", "PROBLEM"), rows))
+    head = ("INSTALL", "HOST", "VMMS", "SLOTS", "BUSY", "VERSION", "LABELS", "STATE", "PROBLEM")
+    click.echo(terminal.table(head, rows))
 
 
 @click.group()

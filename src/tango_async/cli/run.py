@@ -49,6 +49,8 @@ class Order:
     memory_mb: int | None = None
     quiet: bool = False
     """On cores that nothing else uses meanwhile."""
+    requires: tuple[str, ...] = ()
+    """Labels of the host."""
     live_to_end: bool = True
     """Whether the live output is completed from the feedback, which is not shown in the same place."""
 
@@ -135,6 +137,7 @@ async def _one(
         priority=order.priority,
         vm={name: size for name, size in (("cores", order.cores), ("memory", order.memory_mb)) if size},
         quiet=order.quiet,
+        requires=order.requires,
     )
     begun = time.monotonic()
     job = await client.add_job(order.lab, request, idempotency_key=secrets.token_hex(16))

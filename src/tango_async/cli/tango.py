@@ -80,6 +80,7 @@ def main() -> None:
 @click.option("--cores", type=float, help="Processor cores; default: the server's.")
 @click.option("--memory", "memory_mb", type=int, metavar="MB", help="Memory; default: the server's.")
 @click.option("--quiet-cores", is_flag=True, help="For timing: on cores that nothing else uses meanwhile.")
+@click.option("--requires", multiple=True, metavar="LABEL", help="On a host with this label, such as gpu; repeatable.")
 @click.option("--no-network", is_flag=True, help="Give the job no network.")
 @click.option("--callback", "callback_url", help="URL that gets the feedback, too.")
 @click.option("-q", "--quiet", is_flag=True, help="No live output.")
@@ -97,6 +98,7 @@ async def run(
     cores: float | None,
     memory_mb: int | None,
     quiet_cores: bool,
+    requires: tuple[str, ...],
     no_network: bool,
     callback_url: str | None,
     quiet: bool,
@@ -118,6 +120,7 @@ async def run(
         cores=cores,
         memory_mb=memory_mb,
         quiet=quiet_cores,
+        requires=requires,
         live_to_end=not sys.stdout.isatty(),
     )
 

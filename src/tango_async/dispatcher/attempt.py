@@ -37,6 +37,7 @@ from ..files.base import FileStore
 from ..model import Claim, Machine, MachineSpec, Verdict
 from ..queue.redis import Answer, Queue
 from ..vmms.base import CloudVmms, Vmms
+from .breaker import Breaker, blames_host
 from .cores import Cores, numbers
 from .holds import Cancelled, Hold
 from .images import Images
@@ -70,6 +71,8 @@ class Bench:
     images: Images
     """Knows whether the engine is well; nothing is claimed until it is."""
     cores: Cores
+    breaker: Breaker
+    """Hears whether jobs can be started here."""
     later: Callable[[Coroutine[Any, Any, None]], None]
     """Does work that no result waits for."""
 
@@ -197,6 +200,7 @@ class Attempt:
             try:
                 result = await run.send(bench.store.inputs(spec.pin, spec.files))
                 lent.started = True
+                bench.breaker.worked(spec.image)
                 result = result or await self._followed(run.follow())
             except (MachineLost, NotStarted) as e:
                 if not lent.prepared or (lent.started and isinstance(e, MachineLost)):
@@ -263,7 +267,11 @@ class Attempt:
                 log.warning("job %d: attempt %d: %s", claim.id, claim.attempt, error or "no machine in time")
             else:
                 log.exception("job %d: attempt %d", claim.id, claim.attempt)
-            await self._retry(fault_of(error, engine_well=self._bench.images.healthy))
+            fault = fault_of(error, engine_well=self._bench.images.healthy)
+            began = self._lent is not None and self._lent.started
+            if fault.charged and not began and blames_host(error):
+                self._bench.breaker.fault(claim.spec.image, self._hold, f"{fault.reason} {error}".strip())
+            await self._retry(fault)
 
     async def _retry(self, fault: Fault) -> None:
         charged = fault.charged or self._claim.attempt > MOST_FREE

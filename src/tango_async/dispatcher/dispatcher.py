@@ -26,17 +26,19 @@ from .. import __version__
 from ..config import Settings
 from ..errors import QueueUnavailable, VmmsUnavailable
 from ..files.base import FileStore
-from ..model import DispatcherRecord, JobSpec, MachineSpec, class_name
+from ..model import DispatcherRecord, JobSpec, MachineSpec
 from ..queue.bells import Bells
 from ..queue.redis import Queue
 from ..vitals import Vitals, rss_bytes
 from ..vmms.base import Vmms
 from . import upkeep
 from .attempt import Attempt, Bench
+from .breaker import Breaker
 from .callbacks import Callbacks
 from .cores import Cores
 from .holds import Hold, Holds
 from .images import Images
+from .offers import Offers, first_of, labels_of
 from .policy import Policies
 from .pool import Pool
 from .slots import Slots
@@ -73,14 +75,20 @@ class Dispatcher:
         self._cores = Cores(settings.dispatcher.quiet_cores if vmms.capabilities.cpusets else "")
         if settings.dispatcher.quiet_cores and not vmms.capabilities.cpusets:
             log.warning("dispatcher.quiet_cores: %s keeps no machine to some cores; no quiet job is taken", vmms.name)
+        self._rung = asyncio.Event()
+        self._breaker = Breaker(waits.pause_after_faults, waits.try_again_s, self._rung.set)
+        self._resumed: int | None = None
+        labels = labels_of(settings.dispatcher.labels, vmms)
+        self._offers = Offers(self._images, self._pool, self._slots, self._cores, labels, self._breaker)
         self._attempts: set[asyncio.Task[None]] = set()
         self._ended = 0
         self._vitals = Vitals()
         self._later: set[asyncio.Task[None]] = set()
         self._claims = Bells(settings)
         self._control = Bells(settings)
-        self._rung = asyncio.Event()
-        self._bench = Bench(settings, queue, store, vmms, self._pool, self._images, self._cores, self._do_later)
+        self._bench = Bench(
+            settings, queue, store, vmms, self._pool, self._images, self._cores, self._breaker, self._do_later
+        )
 
     async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
         """Works until `stop` is set.
@@ -124,34 +132,23 @@ class Dispatcher:
         request = uuid4().hex
         try:
             while not stop.is_set():
-                if not self._ready:
-                    await _either(self._room(), stop)
+                if not self._offers.ready:
+                    await _either(self._offers.room(), stop)
                     continue
-                offers = self._offers()
-                full = bool(offers)
+                filled = []
                 try:
-                    for room, most in offers:
-                        full = await self._claim(request, room, most) >= most and full
+                    for room, most in self._offers.now():
+                        filled.append(await self._claim(request, room, most) >= most)
                         request = uuid4().hex
                 except QueueUnavailable as e:
                     # The same request again: had the claim been made, its answer is repeated.
                     log.warning("no job can be claimed: %s", e)
                     await _either(asyncio.sleep(PAUSE_S), stop)
                     continue
-                if not full:
+                if not filled or not all(filled):
                     await self._listen(stop)
         finally:
             waker.cancel()
-
-    @property
-    def _ready(self) -> bool:
-        """Whether a job could be run now."""
-        return self._images.healthy and (self._slots.free > 0 or self._cores.turns.free > 0)
-
-    async def _room(self) -> None:
-        while not self._ready:
-            await self._images.well.wait()
-            await _any(self._slots.room(), self._cores.turns.room())
 
     async def _claim(self, request: str, room: dict[str, int], most: int) -> int:
         """Answers the slots that what was claimed wants."""
@@ -161,19 +158,9 @@ class Dispatcher:
             hold = self._holds.add(claim)
             slots, n = self._place(claim.spec)
             turn = slots.ask(n)
+            self._breaker.enter(claim.spec.image, hold)
             self._spawn(hold, Attempt(self._bench, hold).run(turn), partial(slots.leave, n, turn))
         return sum(claim.spec.slots for claim in claims)
-
-    def _offers(self) -> list[tuple[dict[str, int], int]]:
-        """For each kind of slots the room for jobs of each requirement class, and the slots that are free."""
-        # Those of a full pool would only fill slots.
-        left = {image: self._pool.room(image) for image in self._images.names}
-        offers = []
-        for quiet, most in ((False, self._slots.free), (True, self._cores.turns.free)):
-            room = {class_name(i, quiet=quiet): most if n is None else min(n, most) for i, n in left.items() if n != 0}
-            if room and most:
-                offers.append((room, most))
-        return offers
 
     def _place(self, spec: JobSpec) -> tuple[Slots, int]:
         """What a job needs a turn of, and how much: quiet ones take no slot, since they have cores of their own."""
@@ -189,6 +176,7 @@ class Dispatcher:
             self._ended += 1
             self._holds.drop(hold)
             self._pool.leave(hold.claim.spec.image)
+            self._breaker.leave(hold.claim.spec.image, hold)
             then()
             self._look_again()
             _report(task)
@@ -206,7 +194,7 @@ class Dispatcher:
             self._do_later(wake())
 
     async def _listen(self, stop: asyncio.Event) -> None:
-        classes = [name for room, _ in self._offers() for name in room]
+        classes = [name for room, _ in self._offers.now() for name in room]
         waker = asyncio.create_task(_wake_on(self._pool.roomier, self._claims))
         try:
             if classes and not stop.is_set():
@@ -281,6 +269,10 @@ class Dispatcher:
         self._slots.resize(size)
         for slots in (self._slots, self._cores.turns):
             (slots.pause if orders.paused else slots.resume)()
+        if self._resumed is not None and orders.resumed > self._resumed and self._breaker.shut:
+            log.info("by an operator's order: jobs are taken again, whatever failed")
+            self._breaker.reset()
+        self._resumed = orders.resumed
         self._look_again()
 
     async def _take_orders(self) -> None:
@@ -314,11 +306,13 @@ class Dispatcher:
             slots=self._slots.size,
             busy=len(self._attempts),
             quiet_cores=self._cores.capacity,
+            labels=self._offers.labels,
             paused=self._slots.paused,
             started_ms=self._started_ms,
             pools=self._pool.state(),
             healthy=self._images.healthy,
-            problem=self._images.problem,
+            problem=self._images.problem or "; ".join(self._breaker.shut.values()),
+            shut=self._breaker.shut,
             ended=self._ended,
             lag_s=self._vitals.lag_s,
             rss_bytes=rss_bytes(),
@@ -373,13 +367,4 @@ async def _wake_on(event: asyncio.Event, bells: Bells) -> None:
 
 async def _either(wait: Coroutine[Any, Any, Any], stop: asyncio.Event) -> None:
     """Returns when either is there."""
-    await _any(wait, stop.wait())
-
-
-async def _any(*waits: Coroutine[Any, Any, Any]) -> None:
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
+    await first_of(wait, stop.wait())

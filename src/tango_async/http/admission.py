@@ -26,8 +26,7 @@ MAKEFILE = "Makefile"
 RIVALS = ("GNUmakefile", "makefile")
 """Names that GNU make prefers: a student's file of such a name would be run in place of the instructor's."""
 
-UNOFFERED = "No living dispatcher offers the image now; the job waits until one does"
-UNQUIET = "No living dispatcher offers the image on quiet cores now; the job waits until one does"
+UNOFFERED = "No living dispatcher offers the image{} now; the job waits until one does"
 
 _URI = re.compile(
     r"""https?://
@@ -42,6 +41,9 @@ _URI = re.compile(
 """No laxer than the URI parser of Autolab's job pages: one URI that it refuses breaks the whole list."""
 
 MAX_URI = 4096
+
+MAX_LABELS = 8
+"""Most labels that one job requires."""
 
 MAX_FILES = 1000
 """Most inputs of one job: each is a link to be made before addJob is answered."""
@@ -61,6 +63,7 @@ class _Wanted:
     limits: Limits
     quiet: bool
     cloud: CloudChoice | None
+    requires: tuple[str, ...]
     notes: list[str]
 
 
@@ -125,15 +128,30 @@ async def _check(service: Service, asked: AddJob) -> _Wanted:
     if asked.priority is not None and not _is_priority(asked.priority):
         reasons.append(f"Bad priority: expected a whole number from {LEAST_PRIORITY} to {MOST_PRIORITY}")
     cloud = clouds.choice(asked, reasons)
+    requires = _labels(asked.requires or [], reasons)
     limits, notes = sizes.limits(asked, service.settings.limits.of(image), reasons)
     if reasons:
         raise Rejected(reasons)
     quiet = bool(asked.quiet or (asked.vm and asked.vm.quiet))
-    if not service.fleet.offered(class_name(image, quiet=quiet)):
-        notes.insert(0, UNQUIET if quiet else UNOFFERED)
+    if not service.fleet.offered(class_name(image, quiet=quiet, labels=requires)):
+        wanted = " on quiet cores" * quiet + (f" on a host with {', '.join(requires)}" if requires else "")
+        notes.insert(0, UNOFFERED.format(wanted))
     asked_priority = None if asked.priority is None else int(asked.priority)
     priority = shares.priority_of(service.settings.share, name, asked_priority)
-    return _Wanted(name, image, output_name, files, callback_url, submitter, priority, limits, quiet, cloud, notes)
+    return _Wanted(
+        name=name,
+        image=image,
+        output_name=output_name,
+        files=files,
+        callback_url=callback_url,
+        submitter=submitter,
+        priority=priority,
+        limits=limits,
+        quiet=quiet,
+        cloud=cloud,
+        requires=requires,
+        notes=notes,
+    )
 
 
 def _is_priority(asked: float) -> bool:
@@ -146,6 +164,17 @@ def _key(raw: str, reasons: list[str]) -> str:
     except BadName as e:
         reasons.append(str(e))
         return ""
+
+
+def _labels(raw: list[str], reasons: list[str]) -> tuple[str, ...]:
+    if len(raw) > MAX_LABELS:
+        reasons.append(f"Bad requires: at most {MAX_LABELS} labels")
+        return ()
+    try:
+        return tuple(sorted({names.label(label) for label in raw}))
+    except BadName as e:
+        reasons.append(str(e))
+        return ()
 
 
 def _is_uri(raw: str) -> bool:
@@ -203,4 +232,5 @@ def _spec(lab: Lab, asked: AddJob, wanted: _Wanted, pin: Pin) -> JobSpec:
         notes=tuple(wanted.notes),
         quiet=wanted.quiet,
         cloud=wanted.cloud,
+        requires=wanted.requires,
     )

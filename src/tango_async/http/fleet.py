@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-from ..model import DispatcherRecord, class_name
+from ..model import EVERY_IMAGE, DispatcherRecord, parts_of
 from ..queue.redis import Queue
 
 FRESH_S = 1.0
@@ -17,7 +17,7 @@ class Fleet:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._images: frozenset[str] = frozenset()
-        self._offered: frozenset[str] = frozenset()
+        self._working: list[DispatcherRecord] = []
         self._slots = 0
         self._read_at = float("-inf")
 
@@ -25,9 +25,8 @@ class Fleet:
         """Every dispatcher that ever published itself."""
         records = await self._queue.dispatchers()
         self._images = frozenset(image for record in records for image in record.images)
-        working = [record for record in records if works(record)]
-        self._offered = frozenset(offer for record in working for offer in _offers(record))
-        self._slots = sum(record.slots for record in working)
+        self._working = [record for record in records if works(record)]
+        self._slots = sum(record.slots for record in self._working)
         self._read_at = time.monotonic()
         return records
 
@@ -40,15 +39,22 @@ class Fleet:
         """Those that have published themselves lately."""
         return [record for record in await self.all() if lives(record)]
 
-    async def offers(self) -> tuple[int, frozenset[str]]:
-        """The slots of all dispatchers that work, and the requirement classes that they offer; as of a second ago."""
+    async def offers(self, kinds: Iterable[str]) -> tuple[int, frozenset[str]]:
+        """The slots of all dispatchers that work, and which of the classes they offer; as of a second ago."""
         if time.monotonic() - self._read_at >= FRESH_S:
             await self.all()
-        return self._slots, self._offered
+        return self._slots, frozenset(kind for kind in kinds if self.offered(kind))
 
     def offered(self, kind: str) -> bool:
-        """Whether a dispatcher that works offered the requirement class when `may_run` was asked."""
-        return kind in self._offered
+        """Whether a dispatcher that works offered the requirement class when `may_run` or `offers` was asked."""
+        image, quiet, labels = parts_of(kind)
+        return any(
+            image in record.images
+            and image not in record.shut
+            and (record.quiet_cores > 0 or not quiet)
+            and labels.issubset(record.labels)
+            for record in self._working
+        )
 
     async def may_run(self, image: str) -> bool:
         """Whether a job that wants the image can be accepted.
@@ -67,18 +73,15 @@ class Fleet:
         return image in self._images
 
 
-def _offers(record: DispatcherRecord) -> Iterator[str]:
-    """Requirement classes."""
-    for image in record.images:
-        yield class_name(image)
-        if record.quiet_cores:
-            yield class_name(image, quiet=True)
-
-
 def lives(record: DispatcherRecord) -> bool:
     return record.age_s < LIVE_S
 
 
+def fails(record: DispatcherRecord) -> bool:
+    """Whether it takes no jobs, but one to try now and then, since too many failed."""
+    return EVERY_IMAGE in record.shut or bool(record.images and record.shut.keys() >= set(record.images))
+
+
 def works(record: DispatcherRecord) -> bool:
     """Whether it lives and claims jobs."""
-    return lives(record) and not record.paused
+    return lives(record) and not record.paused and not fails(record)

@@ -13,7 +13,7 @@ from aiohttp import web
 from ..errors import BadRequest
 from ..model import DispatcherRecord
 from . import answers, wire
-from .fleet import lives
+from .fleet import fails, lives
 from .service import service_of
 
 MAX_SLOTS = 1000
@@ -71,6 +71,7 @@ def _entry(record: DispatcherRecord) -> wire.HostEntry:
         busy=record.busy,
         paused=record.paused,
         quiet_cores=record.quiet_cores,
+        labels=record.labels,
         healthy=record.healthy,
         problem=record.problem,
         images=record.images,
@@ -83,4 +84,6 @@ def _state(record: DispatcherRecord) -> str:
         return "down"
     if not record.healthy:
         return "ill"
-    return "paused" if record.paused else "ready"
+    if record.paused:
+        return "paused"
+    return "failing" if fails(record) else "ready"

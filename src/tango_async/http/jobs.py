@@ -72,7 +72,9 @@ async def list_jobs(request: web.Request) -> web.Response:
 
 async def _forecasts(service: Service, jobs: list[JobRecord]) -> dict[int, Forecast]:
     queued = [job.id for job in jobs if job.state is JobState.QUEUED]
-    slots, classes = await service.fleet.offers()
+    if not queued:
+        return {}
+    slots, classes = await service.fleet.offers(await service.queue.waiting())
     return await service.queue.forecasts(queued, slots, classes)
 
 

@@ -25,7 +25,7 @@ async def info(request: web.Request) -> web.Response:
     service = service_of(request)
     counters, waiting = await asyncio.gather(service.queue.counters(), service.queue.waiting())
     busy = sum(record.busy for record in await service.fleet.live())
-    _, offered = await service.fleet.offers()
+    _, offered = await service.fleet.offers(waiting)
     figures = wire.Info(
         elapsed_secs=time.monotonic() - service.started_s,
         job_requests=counters.get("job_requests", 0),

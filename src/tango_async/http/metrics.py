@@ -204,6 +204,9 @@ def _dispatchers(records: Sequence[DispatcherRecord]) -> Iterator[Metric]:
         "tango_dispatcher_healthy", "Whether its engine is; else it claims nothing.", lambda r: r.healthy, living
     )
     yield _each("tango_dispatcher_paused", "By order: it claims nothing.", lambda r: r.paused, living)
+    yield _each(
+        "tango_dispatcher_shut", "Images, or 1 for all, of which it takes no jobs since they failed.", _shut, living
+    )
     yield _each("tango_dispatcher_slots", "Jobs it runs at most.", lambda r: r.slots, living)
     yield _each("tango_dispatcher_busy", "Jobs it runs.", lambda r: r.busy, living)
     yield _each("tango_dispatcher_attempts", "Attempts that ended.", lambda r: r.ended, living, CounterMetricFamily)
@@ -215,6 +218,10 @@ def _dispatchers(records: Sequence[DispatcherRecord]) -> Iterator[Metric]:
 
 def _machines_free(record: DispatcherRecord) -> int:
     return sum(len(pool.free) for pool in record.pools.values())
+
+
+def _shut(record: DispatcherRecord) -> int:
+    return len(record.shut)
 
 
 def _failing(record: DispatcherRecord) -> int:

@@ -74,6 +74,8 @@ class AddJob(Struct, frozen=True):
     limits: LimitsRequest | None = None
     quiet: bool | None = None
     """Run on cores that nothing else uses meanwhile; also taken from `vm`."""
+    requires: list[str] | None = None
+    """Labels that the host has to have."""
     ami: str | None = None
     instance_type: str | None = field(default=None, name="instanceType")
     security_group: str | None = None
@@ -263,7 +265,10 @@ class ErasedAnswer(Answer, frozen=True, kw_only=True):
 
 
 class HostEntry(Struct, frozen=True, kw_only=True):
-    """A dispatcher. `state` is ready, paused, ill (its engine) or down; `age` the seconds since its last beat."""
+    """A dispatcher. `state` is ready, paused, failing (its jobs), ill (its engine) or down.
+
+    `age` is the seconds since its last beat.
+    """
 
     install: str
     host: str
@@ -274,6 +279,7 @@ class HostEntry(Struct, frozen=True, kw_only=True):
     busy: int
     paused: bool
     quiet_cores: int
+    labels: tuple[str, ...]
     healthy: bool
     problem: str
     images: tuple[str, ...]

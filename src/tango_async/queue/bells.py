@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from ..config import Settings
 from ..errors import QueueUnavailable
 from . import keys
-from .connection import Edge, options
+from .address import options
+from .edge import Edge
 
 
 class Bells:
@@ -28,10 +29,10 @@ class Bells:
 
     def __init__(self, settings: Settings) -> None:
         self._prefix = settings.queue.prefix
-        url = settings.queue.url
-        unbounded = {"socket_timeout": None, "retry": Retry(NoBackoff(), 0), "single_connection_client": True}
-        self._blocking: Redis = Redis.from_url(url, **(options(url) | unbounded))
-        self._commands: Redis = Redis.from_url(url, **options(url))
+        unbounded = {"socket_timeout": None, "retry": Retry(NoBackoff(), 0)}
+        self._pools = [ConnectionPool(**(options(settings.queue) | more)) for more in ({}, unbounded)]
+        self._commands = Redis(connection_pool=self._pools[0])
+        self._blocking = Redis(connection_pool=self._pools[1], single_connection_client=True)
         self._client_id: int | None = None
         self._waiting: asyncio.Future[object] | None = None
 
@@ -68,7 +69,9 @@ class Bells:
             self._client_id = int(await _command(self._blocking, "CLIENT", "ID"))
 
     async def wait_classes(self, classes: Sequence[str], timeout_s: float) -> bool:
-        return await self.wait([keys.bell(self._prefix, c) for c in classes], timeout_s)
+        """For jobs of these classes, and of those that require fewer labels."""
+        plain = dict.fromkeys(c.partition("+")[0].rstrip("|") for c in classes)
+        return await self.wait([keys.bell(self._prefix, c) for c in dict.fromkeys([*classes, *plain])], timeout_s)
 
     async def wait_control(self, instance: str, timeout_s: float) -> bool:
         return await self.wait([keys.control(self._prefix, instance)], timeout_s)
@@ -82,6 +85,8 @@ class Bells:
     async def close(self) -> None:
         await self._blocking.aclose()
         await self._commands.aclose()
+        for pool in self._pools:
+            await pool.disconnect()
 
 
 async def _command(client: Redis, *words: object) -> Any:

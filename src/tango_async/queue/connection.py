@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from hashlib import sha1
 from importlib import resources
@@ -18,11 +18,13 @@ from typing import Any, Protocol
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
 
-from ..errors import ConfigError, QueueBroken, QueueOutOfMemory, QueueUnavailable, StoreError
+from ..config import Queue
+from ..errors import ConfigError, QueueBroken, QueueRefused
+from . import keys
+from .address import options
 from .batches import Batches
+from .edge import Edge
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +36,6 @@ class Marks(Protocol):
     """The high-water mark of ids, kept outside Redis: raises it to `at_least`, answers what it is."""
 
     def __call__(self, at_least: int, /) -> Awaitable[int]: ...
-
-
-def options(url: str) -> dict[str, Any]:
-    """Of every connection: redis-py's own defaults time out and repeat blocking reads."""
-    chosen: dict[str, Any] = {
-        "protocol": 3,
-        "socket_timeout": 5.0,
-        "socket_connect_timeout": 5.0,
-        "health_check_interval": 0,
-        "decode_responses": False,
-        "retry": Retry(ExponentialBackoff(cap=0.25, base=0.02), 3),
-        "max_connections": 64,
-    }
-    return chosen if url.startswith("unix") else chosen | {"socket_keepalive": True}
 
 
 NEEDS_NO_ROOM = {"end", "retry", "extend", "reap", "delivered", "retire", "forget", "cancel"}
@@ -69,20 +57,16 @@ def _script(name: str, without_room: bool = False) -> tuple[str, str]:
 class Server:
     """One Redis server, asked by scripts and single commands. `timeout_s` bounds each, repeats included."""
 
-    def __init__(self, url: str, prefix: str, *, timeout_s: float, quiet_ms: int, marks: Marks | None) -> None:
-        self.prefix = prefix
+    def __init__(self, settings: Queue, *, timeout_s: float, quiet_ms: int, marks: Marks | None) -> None:
+        self.prefix = settings.prefix
         self._timeout_s = timeout_s
         self._quiet_ms = quiet_ms
         self._marks = marks
+        self._shows_no_certificate = settings.url.startswith("rediss") and settings.cert is None
         self._greeted = ""
         self._knows_flags = False
         # More requests than connections wait for one.
-        try:
-            self._pool = BlockingConnectionPool.from_url(
-                url, timeout=timeout_s, redis_connect_func=self._on_connect, **options(url)
-            )
-        except ValueError as e:
-            raise ConfigError(f"queue.url (TANGO_REDIS_URL): {e}") from e
+        self._pool = BlockingConnectionPool(timeout=timeout_s, redis_connect_func=self._on_connect, **options(settings))
         self._redis = Redis(connection_pool=self._pool)
         self._batches = Batches(self._redis)
 
@@ -116,9 +100,12 @@ class Server:
         try:
             await connection.on_connect()
             await self._greet(connection)
-        except BaseException:
+        except BaseException as e:
             # redis-py would keep the connection and use it as if it had been greeted.
             await connection.disconnect(nowait=True)
+            refused = isinstance(e, exceptions.AuthenticationError)
+            if self._shows_no_certificate and isinstance(e, exceptions.ConnectionError) and not refused:
+                raise QueueRefused(f"Redis ended a TLS connection; does it ask for queue.cert? {e}") from e
             raise
 
     async def _greet(self, connection: Any) -> None:
@@ -130,8 +117,18 @@ class Server:
         before = self._greeted
         if server["run_id"] == before:
             return
+        if (mode := server.get("redis_mode")) != "standalone":
+            raise ConfigError(f"queue.url (TANGO_REDIS_URL): {_NOT_SERVED.get(mode or '', mode)}")
+        await self._require_rights(ask)
         self._knows_flags = int(server["redis_version"].split(".")[0]) >= 7
-        await ask("EVAL", _script("greet")[0], 1, self.prefix, server["run_id"], self._quiet_ms)
+        found = await ask("EVAL", _script("greet")[0], 1, self.prefix, server["run_id"], self._quiet_ms, keys.FORMAT)
+        if found > keys.FORMAT:
+            raise QueueBroken(
+                f"the jobs in Redis below {self.prefix} are of format {found}, which a newer release wrote, and "
+                f"this one knows {keys.FORMAT}: upgrade this process, or set another queue.prefix"
+            )
+        if found < keys.FORMAT and (jobs := await ask("EVAL", _script("migrate")[0], 1, self.prefix, keys.FORMAT)):
+            log.warning("%d jobs of an older release were brought to format %d", jobs, keys.FORMAT)
         if before:
             log.warning(
                 "Redis is another one than before or was restarted; for a while no job is taken from its holder"
@@ -140,6 +137,36 @@ class Server:
             mark = await self._marks(0)
             tell_loss(await ask("EVAL", _script("raise_ids")[0], 1, self.prefix, mark), mark)
         self._greeted = server["run_id"]
+
+    async def _require_rights(self, ask: Callable[..., Awaitable[Any]]) -> None:
+        """Raises QueueRefused, naming all commands that an ACL denies: better now than when a job ends."""
+        missing = [word.decode() for word in await ask("EVAL", _script("rights")[0], 1, self.prefix)]
+        not_in_scripts = _NOT_IN_SCRIPTS | {"blpop": ("BLPOP", f"{self.prefix}rights", 0.001)}
+        for name, words in not_in_scripts.items():
+            try:
+                await ask(*words)
+            except exceptions.NoPermissionError:
+                missing.append(name)
+            except exceptions.NoScriptError:
+                continue
+        if missing:
+            raise QueueRefused(
+                f"Redis denies the user of queue.username, on keys that begin with queue.prefix ({self.prefix}): "
+                f"{', '.join(missing)}; docs/operating.md has its rules"
+            )
+
+
+_NOT_IN_SCRIPTS: dict[str, tuple[Any, ...]] = {
+    "ping": ("PING",),
+    "client|id": ("CLIENT", "ID"),
+    "client|unblock": ("CLIENT", "UNBLOCK", 0),
+    "evalsha": ("EVALSHA", "0" * 40, 0),
+}
+
+_NOT_SERVED = {
+    "cluster": "a Redis Cluster cannot be used, since a job's keys are changed together; use one server, or Sentinel",
+    "sentinel": "that is a Sentinel: write redis+sentinel://HOST:PORT,…/MASTER",
+}
 
 
 def tell_loss(known: int, mark: int) -> None:
@@ -162,48 +189,3 @@ def _parse_info(text: bytes | str | dict[str, Any]) -> dict[str, str]:
         return {name: str(value) for name, value in text.items()}
     plain = text.decode() if isinstance(text, bytes) else text
     return dict(re.findall(r"^(\w+):(.*?)\r?$", plain, re.MULTILINE))
-
-
-PASSING = ("LOADING", "BUSY", "READONLY", "MISCONF", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED", "NOAUTH", "WRONGPASS")
-"""Refusals that end by themselves or by an operator's hand, and are worth another try."""
-
-
-class Edge:
-    """Bounds what is done inside, and turns redis-py's exceptions into ours.
-
-    redis-py waits with `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes
-    as its wait ends. It is known to the task and raised here, or a loop that asks Redis could not be
-    ended.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout = asyncio.timeout(timeout_s)
-        self._cancels = 0
-
-    async def __aenter__(self) -> None:
-        self._cancels = _cancels()
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError:
-            raise QueueUnavailable("Redis does not answer") from error
-        if _cancels() > self._cancels and not isinstance(error, asyncio.CancelledError):
-            raise asyncio.CancelledError from error
-        match error:
-            case exceptions.NoScriptError() | None:
-                return
-            case exceptions.OutOfMemoryError():
-                raise QueueOutOfMemory("Redis is out of memory") from error
-            case exceptions.ResponseError() if not str(error).startswith(PASSING):
-                raise QueueBroken(f"Redis refuses what it is asked: {error}") from error
-            case exceptions.RedisError() | OSError():
-                raise QueueUnavailable(f"Redis cannot be used: {error}") from error
-            case StoreError():
-                raise QueueUnavailable(f"the mark of job ids cannot be read: {error}") from error
-
-
-def _cancels() -> int:
-    task = asyncio.current_task()
-    return task.cancelling() if task else 0

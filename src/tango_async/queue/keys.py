@@ -8,7 +8,7 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | seq                 | string | the last fence given; drawn by claim and by adopt                        |
 | server              | hash   | run_id of the server last greeted, quiet_until: nothing is reaped before,|
 |                     |        | clock: when upkeep last looked, looked: when a deliverer of callbacks    |
-|                     |        | did, callbacks_from: none is due before                                  |
+|                     |        | did, callbacks_from: none is due before, format of all of this           |
 | job:<id>            | hash   | one job; fields below                                                    |
 | same:<fingerprint>  | string | the id that an identical addJob gets; expires                            |
 | pins                | hash   | pin → id, for every live job                                             |
@@ -25,6 +25,8 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | vclock              | string | the virtual time of the last lane that had its turn, or that ran last    |
 | mean_ms             | string | the mean time of the last jobs of all lanes                              |
 | classes, classes:<lane> | hash | class → number of queued jobs, of all lanes, of one                  |
+| labelled:<class>    | set    | the classes with queued jobs that require this and labels                |
+| offers:<class>      | zset   | what hosts with labels offer of it (all their labels) → when last        |
 | bell:<class>        | list   | a token for each job added lately, bounded; carries nothing, BLPOP wakes |
 | held                | zset   | id → end of its lease, every assigned or running job                     |
 | machines            | hash   | machine → id of the job that was started on it                           |
@@ -39,13 +41,13 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | dispatchers         | hash   | install → what it last published of itself                               |
 | beats               | hash   | install → when                                                           |
 | control:<instance>  | list   | a token to make a dispatcher look at its jobs and orders now, bounded    |
-| orders:<install>    | hash   | what an operator wants of a dispatcher: paused, slots                    |
+| orders:<install>    | hash   | what an operator wants of a dispatcher: paused, slots, resumed (times)   |
 | pools               | hash   | image, or * for all others → the order for its prepared machines         |
 | builds              | hash   | image and archive → build order and each host's verdict                  |
 | upkeep              | string | which dispatcher does the upkeep; expires                                |
 
-A class is what a job requires of its dispatcher (its image, or `IMAGE|quiet`); a lane is a course; a place is
-`<class>⇥<lane>`; ⇥ is a tab, which no name can hold.
+A class is what a job requires of its dispatcher: its image, or `IMAGE|quiet`, and the labels, as in `IMAGE|+avx512+gpu`
+or `IMAGE|quiet+gpu`; a lane is a course; a place is `<class>⇥<lane>`; ⇥ is a tab, which no name can hold.
 
 Fields of a job: spec (msgpack), class, lane, who (its submitter), state, order, slots, longest_ms (it
 can take no longer), charged and claimed_ms (what its lane was charged with, and since when it is held),
@@ -58,6 +60,10 @@ leaving (its output is being removed, and then it is forgotten).
 """
 
 from __future__ import annotations
+
+FORMAT = 2
+"""Of the data as described above. Older data is brought to it by migrate.lua when a server is greeted; from newer
+data a process keeps away."""
 
 BELLS_MAX = 64
 """Tokens in one bell; a lost or a missing one costs one BLPOP timeout."""

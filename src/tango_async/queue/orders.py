@@ -8,7 +8,10 @@ from .asking import Asking
 
 class Orders(Asking):
     async def pause(self, install: str, paused: bool) -> bool:
-        """Whether the dispatcher may claim jobs; rings it. False: no dispatcher is known by that install."""
+        """Whether the dispatcher may claim jobs; rings it. False: no dispatcher is known by that install.
+
+        One that paused by itself claims again when it is resumed.
+        """
         return bool(await self._run("order", install, "paused", "1" if paused else ""))
 
     async def set_slots(self, install: str, slots: int | None) -> bool:
@@ -17,5 +20,6 @@ class Orders(Asking):
 
     async def orders(self, install: str) -> HostOrders:
         """What is wanted of it now. Raises QueueUnavailable."""
-        paused, slots = await self._command("HMGET", f"{self._prefix}orders:{install}", "paused", "slots")
-        return HostOrders(paused=paused is not None, slots=int(slots) if slots else None)
+        key = f"{self._prefix}orders:{install}"
+        paused, slots, resumed = await self._command("HMGET", key, "paused", "slots", "resumed")
+        return HostOrders(paused=paused is not None, slots=int(slots) if slots else None, resumed=int(resumed or 0))

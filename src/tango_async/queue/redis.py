@@ -62,8 +62,8 @@ class Queue(Outbox, History, Orders):
         self._mark = 0
         self._mark_lock = asyncio.Lock()
         self._room_checked = 0.0
-        url, prefix = settings.queue.url, settings.queue.prefix
-        super().__init__(settings, Server(url, prefix, timeout_s=timeout_s, quiet_ms=self._quiet_ms, marks=marks))
+        server = Server(settings.queue, timeout_s=timeout_s, quiet_ms=self._quiet_ms, marks=marks)
+        super().__init__(settings, server)
 
     async def open(self) -> None:
         """Connects. Raises QueueUnavailable."""

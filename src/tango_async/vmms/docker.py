@@ -13,6 +13,7 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -54,6 +55,7 @@ class LocalDocker:
 
     def __init__(self, settings: Settings, install: str) -> None:
         self._settings = settings.docker
+        self.capabilities = replace(self.capabilities, gpu=bool(settings.docker.gpus))
         self._install = install
         self._prefix = f"tango-{hashlib.sha256(install.encode()).hexdigest()[:8]}"
         self._engine = Engine(settings.docker.host)
@@ -242,8 +244,12 @@ class LocalDocker:
             },
             "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": 4096, "Hard": 4096}],
         }
-        if self._settings.runtime:
-            host["Runtime"] = self._settings.runtime
+        runtime = self._settings.runtime
+        if spec.gpu:
+            host["DeviceRequests"] = [_gpus(self._settings.gpus)]
+            runtime = self._settings.gpu_runtime or runtime
+        if runtime:
+            host["Runtime"] = runtime
         return {
             "Image": image,
             "Entrypoint": [shell],
@@ -257,6 +263,12 @@ class LocalDocker:
             **dict.fromkeys(("OpenStdin", "StdinOnce", "AttachStdin", "AttachStdout", "AttachStderr"), True),
             "HostConfig": host,
         }
+
+
+def _gpus(wanted: str) -> dict[str, Any]:
+    """The engine takes a number, where -1 is all, or ids."""
+    which: dict[str, Any] = {"Count": -1} if wanted == "all" else {"DeviceIDs": wanted.split(",")}
+    return {"Driver": "", "Capabilities": [["gpu"]], **which}
 
 
 def outputs_of(settings: Settings, engine: Engine) -> Outputs:

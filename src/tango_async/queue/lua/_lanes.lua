@@ -101,13 +101,50 @@ local function forget_later(lane)
   end
 end
 
+-- A class (IMAGE, IMAGE|quiet, IMAGE|+a+b, IMAGE|quiet+a+b) without its labels, and those, as '+a+b' or ''.
+local function split_class(class)
+  local plain, labels = string.match(class, '^([^+]*)(.*)$')
+  return string.gsub(plain, '|$', ''), labels
+end
+
+-- Are all labels of the one among the other's?
+local function within(labels, others)
+  for label in string.gmatch(labels, '[^+]+') do
+    if not string.find(others .. '+', '+' .. label .. '+', 1, true) then return false end
+  end
+  return true
+end
+
+-- Wakes who could claim a job of the class: hosts listen for what they offer, all their labels, and for what requires
+-- none.
+local function ring_class(class)
+  local plain, labels = split_class(class)
+  if labels == '' then return ring(K('bell:' .. class)) end
+  for _, offer in ipairs(redis.call('ZRANGE', K('offers:' .. plain), 0, -1)) do
+    if within(labels, select(2, split_class(offer))) then ring(K('bell:' .. offer)) end
+  end
+end
+
+-- `labelled` knows the classes of a kind that require labels, as long as a job of theirs is queued.
+local function count_class(class, lane, by)
+  local plain, labels = split_class(class)
+  for _, classes in ipairs({K('classes'), K('classes:' .. lane)}) do
+    if redis.call('HINCRBY', classes, class, by) == 0 then redis.call('HDEL', classes, class) end
+  end
+  if labels == '' then return end
+  if redis.call('HEXISTS', K('classes'), class) == 1 then
+    redis.call('SADD', K('labelled:' .. plain), class)
+  else
+    redis.call('SREM', K('labelled:' .. plain), class)
+  end
+end
+
 -- nothing, held -> queued
 local function enqueue(id)
   local job = job_of(id)
   local class, lane, who = job.class, job.lane, job.who
   redis.call('ZADD', K('queued'), id, id)
-  redis.call('HINCRBY', K('classes'), class, 1)
-  redis.call('HINCRBY', K('classes:' .. lane), class, 1)
+  count_class(class, lane, 1)
   redis.call('PERSIST', lane_key(lane))
   if who ~= '' then
     redis.call('ZADD', mine_key(class, lane, who), job.order, id)
@@ -117,7 +154,7 @@ local function enqueue(id)
     redis.call('ZADD', place('wait', class, lane), job.order, id)
   end
   refresh_lane(class, lane)
-  if redis.call('ZSCORE', K('lanes:' .. class), lane) then ring(K('bell:' .. class)) end
+  if redis.call('ZSCORE', K('lanes:' .. class), lane) then ring_class(class) end
 end
 
 -- queued -> held, dead
@@ -133,16 +170,14 @@ local function dequeue(id)
     refresh_head(class, lane, who)
   end
   refresh_lane(class, lane)
-  for _, classes in ipairs({K('classes'), K('classes:' .. lane)}) do
-    if redis.call('HINCRBY', classes, class, -1) == 0 then redis.call('HDEL', classes, class) end
-  end
+  count_class(class, lane, -1)
   forget_later(lane)
 end
 
 local function refresh_all(lane, who)
   for _, class in ipairs(redis.call('HKEYS', K('classes:' .. lane))) do
     if who ~= '' then refresh_head(class, lane, who) end
-    if refresh_lane(class, lane) then ring(K('bell:' .. class)) end
+    if refresh_lane(class, lane) then ring_class(class) end
   end
 end
 

@@ -1,7 +1,9 @@
 -- claim: queued -> assigned, for jobs of the offered classes until `most` slots are filled: each time the lane with
 -- the least virtual time, and of it the first job. The last one may want more slots than are left.
 -- ARGV: instance, request id, lease_ms, most, then class, room (jobs of it that may be claimed), class, room …
+-- A class with labels stands for all that require no others: they share its room.
 -- Answers a list of {id, seq, attempt, added_ms, spec}. The same request again gets the same answer.
+local OFFER_MS = 86400000
 local mine, now = K('claim:' .. ARGV[1]), now_ms()
 
 local function answer(id, seq, attempt)
@@ -16,10 +18,25 @@ local function again(given)
   return found
 end
 
+-- The classes that an offer stands for. It is remembered for a while, so that whoever adds such a job rings its bell.
+local function classes_of(offer)
+  local plain, labels = split_class(offer)
+  if labels == '' then return {offer} end
+  local offers, found = K('offers:' .. plain), {plain}
+  redis.call('ZADD', offers, int(now), offer)
+  redis.call('ZREMRANGEBYSCORE', offers, '-inf', int(now - OFFER_MS))
+  redis.call('EXPIRE', offers, OFFER_MS / 1000)
+  for _, class in ipairs(redis.call('SMEMBERS', K('labelled:' .. plain))) do
+    if within(select(2, split_class(class)), labels) then found[#found + 1] = class end
+  end
+  return found
+end
+
 -- The first job of the first lane among the classes that still have room, and its class.
-local function first(room)
+local function first(room, offer_of)
   local id, chosen, least, first_order
-  for class, left in pairs(room) do
+  for class, offer in pairs(offer_of) do
+    local left = room[offer]
     local head = left > 0 and redis.call('ZRANGE', K('lanes:' .. class), 0, 0, 'WITHSCORES') or {}
     if head[1] then
       local job, vt = redis.call('ZRANGE', place('wait', class, head[1]), 0, 0, 'WITHSCORES'), tonumber(head[2])
@@ -27,7 +44,7 @@ local function first(room)
       if not least or vt < least or (vt == least and order < first_order) then
         id, chosen, least, first_order = job[1], class, vt, order
       end
-    elseif left > 0 then
+    elseif left > 0 and not string.find(class, '+', 1, true) then
       redis.call('DEL', K('bell:' .. class))
     end
   end
@@ -53,17 +70,25 @@ end
 
 local last = redis.call('HMGET', mine, 'request', 'given')
 if last[1] == ARGV[2] then return again(last[2]) end
-local room, taken, found, left = {}, {}, {}, tonumber(ARGV[4])
-for i = 5, #ARGV, 2 do room[ARGV[i]] = tonumber(ARGV[i + 1]) end
+local room, offer_of, taken, found, left = {}, {}, {}, {}, tonumber(ARGV[4])
+for i = 5, #ARGV, 2 do
+  room[ARGV[i]] = tonumber(ARGV[i + 1])
+  for _, class in ipairs(classes_of(ARGV[i])) do offer_of[class] = ARGV[i] end
+end
 while left > 0 do
-  local id, class = first(room)
+  local id, class = first(room, offer_of)
   if not id then break end
   local seq, attempt = take(id)
   taken[#taken + 1] = id .. ':' .. seq
   found[#found + 1] = answer(id, seq, attempt)
-  room[class], left = room[class] - 1, left - job_of(id).slots
+  local offer = offer_of[class]
+  room[offer], left = room[offer] - 1, left - job_of(id).slots
 end
-if #found > 0 then
+if #found == 0 then
+  for offer, n in pairs(room) do
+    if n > 0 then redis.call('DEL', K('bell:' .. offer)) end
+  end
+else
   redis.call('HSET', mine, 'request', ARGV[2], 'given', table.concat(taken, ' '))
   redis.call('EXPIRE', mine, 3600)
 end

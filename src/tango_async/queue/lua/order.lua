@@ -4,6 +4,7 @@
 local packed = redis.call('HGET', K('dispatchers'), ARGV[1])
 if not packed then return 0 end
 local orders = K('orders:' .. ARGV[1])
+if ARGV[2] == 'paused' and ARGV[3] == '' then redis.call('HINCRBY', orders, 'resumed', 1) end
 if ARGV[3] == '' then
   redis.call('HDEL', orders, ARGV[2])
 else

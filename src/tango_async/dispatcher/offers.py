@@ -1,0 +1,83 @@
+"""What this host offers to run now, as requirement classes: it alone knows its images, machines, slots and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
+
+from ..model import GPU, class_name
+from ..vmms.base import Vmms
+from .breaker import Breaker
+from .cores import Cores
+from .images import Images
+from .pool import Pool
+from .slots import Slots
+
+log = logging.getLogger(__name__)
+
+Offer = tuple[dict[str, int], int]
+"""The room for jobs of each requirement class, and the slots that all of them may fill."""
+
+
+class Offers:
+    """Asked before every claim. `labels` are this host's."""
+
+    def __init__(
+        self, images: Images, pool: Pool, slots: Slots, cores: Cores, labels: Sequence[str], breaker: Breaker
+    ) -> None:
+        self.labels = tuple(labels)
+        self._images = images
+        self._pool = pool
+        self._slots = slots
+        self._cores = cores
+        self._breaker = breaker
+
+    @property
+    def ready(self) -> bool:
+        """Whether a job could be run now."""
+        free = self._slots.free > 0 or self._cores.turns.free > 0
+        return self._images.healthy and self._breaker.room != 0 and free
+
+    async def room(self) -> None:
+        """Returns when it is ready."""
+        while not self.ready:
+            await self._images.well.wait()
+            await self._breaker.opens()
+            await first_of(self._slots.room(), self._cores.turns.room())
+
+    def now(self) -> Iterator[Offer]:
+        """For ordinary jobs, then for quiet ones; what was claimed by the first is counted in the second."""
+        for quiet, free in ((False, self._slots), (True, self._cores.turns)):
+            most = _least(free.free, self._breaker.room)
+            room = {
+                class_name(image, quiet=quiet, labels=self.labels): n
+                for image in self._images.names
+                # Those of a full pool would only fill slots.
+                if (n := _least(most, self._pool.room(image), self._breaker.room_for(image))) > 0
+            }
+            if room:
+                yield room, most
+
+
+def _least(most: int, *bounds: int | None) -> int:
+    return min([most, *(bound for bound in bounds if bound is not None)])
+
+
+def labels_of(configured: Sequence[str], vmms: Vmms) -> tuple[str, ...]:
+    """What this host offers to jobs that require it."""
+    if GPU in configured and not vmms.capabilities.gpu:
+        log.warning("dispatcher.labels: %s gives no job a GPU; none that requires one is taken", vmms.name)
+    others = {label for label in configured if label != GPU}
+    return tuple(sorted(others | {GPU} if vmms.capabilities.gpu else others))
+
+
+async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Returns when one of them is there, and ends the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

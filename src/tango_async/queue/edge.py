@@ -1,0 +1,82 @@
+"""redis-py's exceptions and timeouts as ours: what passes, what the settings are to blame for, what is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+from redis import exceptions
+
+from ..errors import QueueBroken, QueueOutOfMemory, QueueRefused, QueueUnavailable, StoreError
+
+PASSING = ("LOADING", "BUSY", "READONLY", "MISCONF", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED")
+"""Refusals that end by themselves or by an operator's hand, and are worth another try."""
+
+
+class Edge:
+    """Bounds what is done inside, and turns redis-py's exceptions into ours.
+
+    redis-py waits with `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes
+    as its wait ends. It is known to the task and raised here, or a loop that asks Redis could not be
+    ended.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout = asyncio.timeout(timeout_s)
+        self._cancels = 0
+
+    async def __aenter__(self) -> None:
+        self._cancels = _cancels()
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise QueueUnavailable("Redis does not answer") from error
+        if _cancels() > self._cancels and not isinstance(error, asyncio.CancelledError):
+            raise asyncio.CancelledError from error
+        match error:
+            case exceptions.NoScriptError() | None:
+                return
+            case exceptions.OutOfMemoryError():
+                raise QueueOutOfMemory("Redis is out of memory") from error
+            case exceptions.RedisError() if refused := _refusal(error):
+                raise QueueRefused(refused) from error
+            case exceptions.ResponseError() if not str(error).startswith(PASSING):
+                raise QueueBroken(f"Redis refuses what it is asked: {error}") from error
+            case exceptions.RedisError() | OSError():
+                raise QueueUnavailable(f"Redis cannot be used: {error}") from error
+            case StoreError():
+                raise QueueUnavailable(f"the mark of job ids cannot be read: {error}") from error
+
+
+def _refusal(error: Exception) -> str:
+    """If the settings do not let us in, or not far enough: which, and why."""
+    said = str(error)
+    if isinstance(error, exceptions.AuthenticationError) or said.startswith(("NOAUTH", "WRONGPASS")):
+        return f"Redis refuses queue.username and queue.password, or those in queue.url (TANGO_REDIS_URL): {said}"
+    if isinstance(error, exceptions.NoPermissionError) or "NOPERM" in said or _DENIED in said:
+        return f"Redis denies the user of queue.username what is needed; docs/operating.md has its rules: {said}"
+    tls = next((e for e in _causes(error) if isinstance(e, ssl.SSLError)), None)
+    if isinstance(tls, ssl.SSLCertVerificationError):
+        return f"queue.ca (TANGO_QUEUE_CA): the certificate of Redis is not to be trusted: {tls.verify_message}"
+    if tls is not None:
+        return f"queue.url, queue.cert: TLS fails, by the wrong port or for want of a certificate of ours: {tls.reason}"
+    return ""
+
+
+_DENIED = "The user executing the script can't"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _cancels() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0

@@ -1,0 +1,145 @@
+"""Redis behind Sentinel: the master is killed, and the services go on with what its replica has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from support.jobs import claim_one, spec
+from support.redis_fleet import PROGRAM, Watched, ask
+from tango_async.config import Queue as QueueSettings
+from tango_async.config import Settings, Store
+from tango_async.errors import ConfigError, QueueUnavailable
+from tango_async.files.local import LocalStore
+from tango_async.model import JobState, Verdict
+from tango_async.queue.bells import Bells
+from tango_async.queue.redis import Queue
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no redis-server")
+
+
+@pytest.fixture
+def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched]:
+    with Watched(tmp_path, getattr(request, "param", 1)) as servers:
+        yield servers
+
+
+async def patiently(work, within_s: float = 30.0):  # type: ignore[no-untyped-def]
+    """What a service does: asks again until Redis is there."""
+    async with asyncio.timeout(within_s):
+        while True:
+            try:
+                return await work()
+            except QueueUnavailable:
+                await asyncio.sleep(0.05)
+
+
+async def replicated(servers: Watched, master: int) -> None:
+    """Until the replica has all."""
+    loop = asyncio.get_running_loop()
+    wait = lambda: ask(master, "WAIT", "1", "1000") == 1  # noqa: E731
+    await loop.run_in_executor(None, servers.until, wait)
+
+
+@pytest.mark.parametrize("watched", [1, 3], indirect=True)
+async def test_a_killed_master_is_replaced_and_nothing_that_was_replicated_is_lost(
+    watched: Watched, tmp_path: Path
+) -> None:
+    settings = Settings(queue=QueueSettings(url=watched.url), store=Store(data_dir=tmp_path / "data"))
+    store = LocalStore(settings.store)
+    queue, bells = Queue(settings, marks=store.raise_mark), Bells(settings)
+    ids = [(await queue.add(spec(), fingerprint=uuid4().hex)).id for _ in range(20)]
+    held = await claim_one(queue)
+    assert held is not None
+    await queue.start(held, "machine")
+    listening = asyncio.create_task(bells.wait_control("a", 60))
+    first = watched.master()
+    await replicated(watched, first)
+    watched.servers[first].kill()
+    with pytest.raises(QueueUnavailable):
+        await listening
+    more = (await patiently(lambda: queue.add(spec(), fingerprint=uuid4().hex))).id
+    assert watched.master() != first
+    assert more > max(ids) + 1, "ids go on above the mark, whatever the new master knows"
+    assert await queue.reap() == [], "its holder has time to extend"
+    assert (await queue.extend([(held.id, held.seq)]))[0] == "OK"
+    await queue.end(held, Verdict.SUCCESS, "text", "ref")
+    for _ in range(20):
+        claim = await claim_one(queue)
+        assert claim is not None
+        await queue.end(claim, Verdict.SUCCESS, "text", "ref")
+    states = {(await queue.job(i)).state for i in [*ids, more]}  # type: ignore[union-attr]
+    assert states == {JobState.DEAD}
+    assert await claim_one(queue) is None
+    for closing in (queue, bells, store):
+        await closing.close()
+
+
+async def test_jobs_that_are_added_and_run_while_the_master_dies_end_once_each(watched: Watched) -> None:
+    settings = Settings(queue=QueueSettings(url=watched.url))
+    adder, worker = Queue(settings), Queue(settings)
+    added: list[int] = []
+    ended: list[int] = []
+
+    async def add() -> None:
+        while len(added) < 150:
+            print_ = uuid4().hex
+            added.append((await patiently(lambda print_=print_: adder.add(spec(), fingerprint=print_))).id)
+            await asyncio.sleep(0.01)
+
+    async def work() -> None:
+        while len(ended) < 150:
+            claim = await patiently(lambda: claim_one(worker))
+            if claim is not None:
+                answer = await patiently(lambda claim=claim: worker.end(claim, Verdict.SUCCESS, "text", "ref"))
+                ended.extend([claim.id] * (answer == "OK"))
+            elif len(added) == 150 and not await patiently(worker.waiting):
+                return
+            await asyncio.sleep(0)
+
+    adding, working = asyncio.create_task(add()), asyncio.create_task(work())
+    await asyncio.sleep(0.5)
+    first = watched.master()
+    await replicated(watched, first)
+    watched.servers[first].kill()
+    await asyncio.gather(adding, working)
+    unknown = [i for i in added if await adder.job(i) is None]
+    assert len(unknown) <= 2, "only what the master answered in its last moment, not yet sent on"
+    left = [i for i in set(added) - set(unknown) if (await adder.job(i)).state is not JobState.DEAD]  # type: ignore[union-attr]
+    assert len(left) <= 1
+    await adder.close()
+    await worker.close()
+
+
+async def test_a_master_that_was_demoted_is_left_also_by_connections_that_live(watched: Watched) -> None:
+    queue = Queue(Settings(queue=QueueSettings(url=watched.url)))
+    await queue.add(spec(), fingerprint="a")
+    first = watched.master()
+    ask(watched.ports[0], "SENTINEL", "FAILOVER", "tango")
+    await asyncio.get_running_loop().run_in_executor(
+        None, watched.until, lambda: ask(first, "INFO", "replication")["role"] == "slave"
+    )
+    await patiently(lambda: queue.add(spec(), fingerprint="b"))
+    assert len(await queue.live(10)) == 2
+    await queue.close()
+
+
+async def test_what_sentinels_do_not_know_is_said(watched: Watched) -> None:
+    hosts = watched.url.partition("//")[2].partition("/")[0]
+    for url, error, said in (
+        (
+            f"redis+sentinel://{hosts}/other",
+            QueueUnavailable,
+            "no Sentinel tells where other is: .*knows no such master",
+        ),
+        ("redis+sentinel://127.0.0.1:1/tango", QueueUnavailable, "no Sentinel tells where tango is"),
+        (f"redis://{hosts.split(',')[0]}", ConfigError, r"that is a Sentinel: write redis\+sentinel://"),
+    ):
+        queue = Queue(Settings(queue=QueueSettings(url=url)))
+        with pytest.raises(error, match=said):
+            await queue.open()
+        await queue.close()
