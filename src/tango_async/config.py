@@ -214,8 +214,8 @@ class Share(Group, frozen=True):
 
 class Dispatcher(Group, frozen=True):
     vmms: str = "auto"
-    """localSandbox, localDocker, ec2SSH, package.module:Class, or auto: Docker if an engine answers and has an image,
-    else the sandbox. `TANGO_VMMS`"""
+    """localSandbox, localDocker, ec2SSH, tashiSSH, package.module:Class, or auto: Docker if an engine answers and has
+    an image, else the sandbox. `TANGO_VMMS`"""
     slots: Count = max(1, os.cpu_count() or 1)
     """Jobs of one core that run at a time on this host; `tango host slots` changes it while it runs. `TANGO_SLOTS`"""
     quiet_cores: CoreList = ""
@@ -396,6 +396,33 @@ class Docker(Group, frozen=True):
     virtual machine; or `runtime` is runsc."""
 
 
+class Tashi(Group, frozen=True):
+    host: str = ""
+    """Host of Tashi's cluster manager: `clusterManagerHost` of Tashi's clients."""
+    port: Port = 9882
+    """Its port: `clusterManagerPort`."""
+    images: dict[str, str] = {}
+    """Image name = its disk in the cluster's image store, such as `autograding_image.img`."""
+    image_dir: Path | None = None
+    """The image store, where this host sees it: each `NAME.img` in there is an image, too."""
+    user: str = "autolab"
+    """Who logs in: root, a user who may `sudo` without a password, or one on an image with Tango's autodriver."""
+    private_key: Path | None = None
+    """A file with the key that lets us into VMs; the images know its public part."""
+    host_keys: tuple[str, ...] = ()
+    """Public host keys of the images, as `ssh-ed25519 AAAA…`. A VM that has none of them is not trusted."""
+    domain: str = "vmnet"
+    """A VM is `INSTANCE.domain`, unless the cluster manager tells its address."""
+    network: int = 1
+    """Number of the cluster's network that VMs are put on."""
+    user_id: int = 42
+    """Number of the cluster's user whose VMs they are."""
+    system_bytes: Room = 256 * 1024**2
+    """Memory of a VM beyond that of its job. Clusters grant 8 GiB at most, and 8 cores."""
+    lost_s: Seconds = 120.0
+    """A VM that runs and cannot be reached for so long counts as lost."""
+
+
 MOST_REDIRECTS = 5
 """That a callback's delivery follows."""
 
@@ -495,6 +522,7 @@ class Settings(Group, frozen=True):
     sandbox: Sandbox = Sandbox()
     docker: Docker = Docker()
     ec2: Ec2 = Ec2()
+    tashi: Tashi = Tashi()
     callbacks: Callbacks = Callbacks()
 
     @property

@@ -91,6 +91,7 @@ KNOWN = {
     "localSandbox": "tango_async.vmms.sandbox:LocalSandbox",
     "localDocker": "tango_async.vmms.docker:LocalDocker",
     "ec2SSH": "tango_async.vmms.ec2.driver:Ec2Ssh",
+    "tashiSSH": "tango_async.vmms.tashi.driver:TashiSsh",
 }
 
 

@@ -1,0 +1,1 @@
+"""tashiSSH: VMs of an Apache Tashi cluster."""
