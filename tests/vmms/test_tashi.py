@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -9,13 +11,16 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from contracts.machines import Backend
+from contracts.machines import MB, Backend, Ran, first_output, follow, inputs, limit, make
 from contracts.vmms import VmmsContract
-from support.tashi import DESTROYING, ClusterManager
+from support.tashi import DESTROYING, EXITED, ClusterManager, Instance, pickled
 from support.vm import host_key
 from tango_async.config import Settings, Store, Tashi
+from tango_async.errors import MachineLost, VmmsError, VmmsUnavailable
+from tango_async.model import Exit, Machine
 from tango_async.vmms import base
-from tango_async.vmms.ssh import new_key
+from tango_async.vmms.ssh import Distrusted, new_key
+from tango_async.vmms.tashi import rpc
 from tango_async.vmms.tashi.driver import TashiSsh
 
 IMAGE = "debian"
@@ -63,3 +68,168 @@ def changed(settings: Settings, **changes: object) -> Settings:
 
 class TestTashi(VmmsContract):
     """The contract."""
+
+
+class TestFinding:
+    """The cluster manager knows all that is to be known of our machines."""
+
+    async def test_an_instance_is_made_as_the_machine_asks(self, backend: Backend, manager: ClusterManager) -> None:
+        async with backend.machine(cores=1.5, memory_bytes=500 * MB + 1):
+            (made,) = manager.instances.values()
+            assert (made.cores, made.memory, made.userId) == (2, 500 + 1 + 256, 42)
+            assert vars(made.disks[0]) == {"uri": "debian.img", "persistent": False}
+            assert made.nics[0].network == 1 and re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", made.nics[0].mac)
+
+    async def test_a_name_is_a_host_name(self, backend: Backend, settings: Settings, manager: ClusterManager) -> None:
+        images = {"15213/f24:üb_ung": "a.img", "x" * 200: "b.img", "-": "c.img"}
+        vmms = TashiSsh(changed(settings, images=images), "another")
+        for image in images:
+            machine = await vmms.initialize_vm(backend.spec(image=image), "tester")
+            assert re.fullmatch(r"tango-[0-9a-f]{12}-[0-9a-f]{16}(-[A-Za-z0-9]+)*", machine.id) and len(machine.id) < 64
+            assert await vmms.get_vms() == [machine]
+            await vmms.destroy_vm(machine)
+
+    async def test_an_instance_whose_making_was_cut_off_is_found(
+        self, backend: Backend, manager: ClusterManager
+    ) -> None:
+        manager.cut = "createVm"
+        with pytest.raises(VmmsUnavailable, match="closed the connection before it had answered createVm"):
+            await backend.vmms.initialize_vm(backend.spec(), "tester")
+        (machine,) = await backend.vmms.get_vms()
+        assert (machine.owner, machine.spec) == ("tester", backend.spec()) and machine.nonce
+        await backend.vmms.destroy_vm(machine)
+        assert await backend.vmms.get_vms() == []
+
+    @pytest.mark.parametrize("hints", [{}, {"tango": "no base64"}, {"tango": "AAAA"}, {"tango": 5}, None])
+    async def test_one_without_its_hint_can_be_removed(
+        self, backend: Backend, manager: ClusterManager, hints: object
+    ) -> None:
+        made = await backend.vmms.initialize_vm(backend.spec(), "tester")
+        next(iter(manager.instances.values())).hints = hints
+        (machine,) = await backend.vmms.get_vms()
+        assert (machine.id, machine.owner, machine.nonce) == (made.id, "", "")
+        await backend.vmms.destroy_vm(machine)
+
+    async def test_instances_of_others_are_none_of_ours(
+        self, backend: Backend, settings: Settings, manager: ClusterManager
+    ) -> None:
+        manager.instances[900] = Instance(id=900, name="tango-1-other", state=3, hints={"tango": "x"})
+        manager.instances[901] = Instance(id=901, name=None, state=3, nics=None)
+        another = TashiSsh(settings, "another")
+        theirs = await another.initialize_vm(backend.spec(), "tester")
+        async with backend.machine() as machine:
+            assert await backend.vmms.get_vms() == [machine]
+            assert await another.get_vms() == [theirs]
+        await another.destroy_vm(theirs)
+        assert {900, 901} <= manager.instances.keys()
+        manager.instances.clear()
+
+    async def test_an_instance_that_still_boots_is_destroyed(self, backend: Backend, manager: ClusterManager) -> None:
+        manager.boot_s = 0.4
+        for after_s in (0.0, 0.3):
+            machine = await backend.vmms.initialize_vm(backend.spec(), "tester")
+            waiting = asyncio.create_task(backend.vmms.wait_vm(machine))
+            await asyncio.sleep(after_s)
+            await backend.vmms.destroy_vm(machine)
+            assert await backend.vmms.get_vms() == []
+            with pytest.raises(MachineLost, match=r"no such instance any more|is destroying"):
+                await waiting
+
+    async def test_what_tashi_refuses_is_told(self, backend: Backend) -> None:
+        with pytest.raises(VmmsError, match="Tashi refused createVm: TashiException: Number of cores must be <= 8"):
+            await backend.vmms.initialize_vm(backend.spec(cores=9), "tester")
+
+
+class TestTroubles:
+    """The manager, a VM or both go away."""
+
+    async def test_a_job_needs_no_manager(self, backend: Backend, manager: ClusterManager) -> None:
+        async with backend.machine() as machine:
+            await backend.vmms.copy_in(machine, inputs(make("echo one; sleep 1; echo two")), limit())
+            assert await first_output(backend.vmms, machine) == b"one\n"
+            await manager.stop()
+            with pytest.raises(VmmsUnavailable, match=r"tashi.host"):
+                await backend.vmms.get_vms()
+            (vm,) = manager.vms.values()
+            await asyncio.to_thread(vm.cut)
+            assert await follow(backend.vmms, machine) == Ran(Exit(0), b"one\ntwo\n")
+            await manager.start(manager.port)
+            assert await backend.vmms.get_vms() == [machine]
+
+    @pytest.mark.parametrize("state", [None, EXITED])
+    async def test_an_instance_that_ended_is_lost_at_once(
+        self, backend: Backend, manager: ClusterManager, state: int | None
+    ) -> None:
+        async with backend.machine() as machine:
+            await backend.vmms.copy_in(machine, inputs(make("echo up; sleep 600")), limit())
+            assert await first_output(backend.vmms, machine) == b"up\n"
+            ((number, vm),) = manager.vms.items()
+            if state is None:
+                manager.instances.pop(number)
+                manager.vms.pop(number)
+            else:
+                manager.instances[number].state = state
+            await asyncio.to_thread(vm.kill)
+            async with asyncio.timeout(4):  # less than the patience with one that is there
+                with pytest.raises(MachineLost, match="is exited" if state else "no such instance any more"):
+                    await backend.vmms.run_job(machine)
+                with pytest.raises(MachineLost):
+                    await backend.vmms.wait_vm(machine)
+
+    async def test_an_idle_machine_that_vanished_is_noticed(self, backend: Backend, manager: ClusterManager) -> None:
+        async with backend.machine() as machine:
+            await manager._destroy(next(iter(manager.vms)))
+            with pytest.raises(MachineLost):
+                await backend.vmms.wait_vm(machine)
+
+    async def test_a_vm_with_another_host_key_is_not_trusted(
+        self, backend: Backend, settings: Settings, tmp_path: Path
+    ) -> None:
+        vmms = TashiSsh(changed(settings, host_keys=(host_key(tmp_path)[1],)), "another")
+        await vmms.open()
+        machine = await vmms.initialize_vm(backend.spec(), "tester")
+        with pytest.raises(Distrusted, match="another host answers"):
+            await vmms.wait_vm(machine)
+        await vmms.destroy_vm(machine)
+
+    async def test_a_vm_without_an_address_is_found_by_its_name(self, settings: Settings, backend: Backend) -> None:
+        machine = Machine(id="tango-x", spec=backend.spec(), nonce="x")
+        vm = TashiSsh(settings, "another")._vm(machine, rpc.Instance(1, "tango-x", rpc.State.RUNNING, "", {}))
+        assert vm.link.reach.host == "tango-x.vmnet"
+
+
+class TestSettings:
+    """What is wrong is named, when the dispatcher starts."""
+
+    @pytest.mark.parametrize(
+        ("changes", "why"),
+        [
+            ({"host": ""}, "tashi.host: unset"),
+            ({"host": "no.such.host.invalid"}, r"no.such.host.invalid:\d+ \(tashi.host, tashi.port\)"),
+            ({"port": 1}, r"127.0.0.1:1 \(tashi.host, tashi.port\): Connect call failed"),
+            ({"images": {}}, "tashi.images: unset"),
+            ({"image_dir": Path("/nonexistent")}, "tashi.image_dir: /nonexistent: No such file or directory"),
+            ({"host_keys": ()}, "tashi.host_keys: unset"),
+            ({"host_keys": ("SHA256:abc",)}, "tashi.host_keys: 'SHA256:abc' is no public key"),
+            ({"host_keys": ("ssh-ed25519 AAAAB3NzaC1yc2E=",)}, "tashi.host_keys: .* is no public key"),
+            ({"private_key": None}, "tashi.private_key: unset"),
+            ({"private_key": Path("/nonexistent")}, "tashi.private_key: /nonexistent: No such file or directory"),
+            ({"private_key": Path("/etc/passwd")}, "tashi.private_key: /etc/passwd: "),
+        ],
+    )
+    async def test_a_wrong_one(self, settings: Settings, changes: dict[str, object], why: str) -> None:
+        with pytest.raises(VmmsUnavailable, match=why):
+            await TashiSsh(changed(settings, **changes), "test").open()
+
+    async def test_a_manager_that_refuses_is_told(self, settings: Settings, manager: ClusterManager) -> None:
+        manager.answer = pickled(KeyError("instances"))
+        with pytest.raises(VmmsUnavailable, match=r"tashi.host: Tashi refused getInstances: KeyError: instances"):
+            await TashiSsh(settings, "test").open()
+
+    async def test_images_are_those_named_and_those_in_the_store(self, settings: Settings, tmp_path: Path) -> None:
+        for name in ("rhel.img", "debian.img", "notes.txt", "rhel.img.suspend"):
+            (tmp_path / name).touch()
+        images = {"mine:latest": "mine.img", "debian": "other.img"}
+        vmms = TashiSsh(changed(settings, images=images, image_dir=tmp_path), "test")
+        assert await vmms.get_images() == ["debian", "mine", "rhel"]
+        assert (await vmms._images())["debian"] == "other.img"
