@@ -14,7 +14,7 @@ from support.redis_server import RedisServer, server_programs
 from support.ward import Ward
 from tango_async.config import Settings, load
 
-pytest_plugins = ["support.fixtures_docker", "support.strays", "support.fixtures_ec2"]
+pytest_plugins = ["support.fixtures_docker", "support.strays", "support.fixtures_ec2", "support.fixtures_tashi"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

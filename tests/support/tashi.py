@@ -20,10 +20,11 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count, cycle
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, ClassVar
 
-from support.vm import SshVm
+from support.vm import SshVm, host_key
 
 REQUEST, REPLY, EXCEPTION = 1, 2, 3
 CLOSE, GETROOT, GETATTR, CALL, INSPECT = 2, 3, 4, 7, 16
@@ -125,13 +126,15 @@ def message(value: Any, *, compressed_from: int = COMPRESSED_FROM) -> bytes:
 class ClusterManager:
     """Knobs make it ill: `answer` replaces what calls answer, `cut` closes the connection after a call was done."""
 
-    def __init__(self, host_key: tuple[str, str], authorized_key: str, *, boot_s: float = 0.0) -> None:
-        self.host_key = host_key[1]
-        self._user_data = "#cloud-config\n" + json.dumps(
-            {"ssh_keys": {"ed25519_private": host_key[0], "ed25519_public": host_key[1]}}
-        )
-        self._authorized_key = authorized_key
-        self.boot_s = boot_s
+    def __init__(self, directory: Path) -> None:
+        """Keeps in the directory the key that its VMs let in; all of them have one host key."""
+        ours, self._authorized_key = host_key(directory, "ours")
+        self.private_key = directory / "id"
+        self.private_key.write_text(ours)
+        private, self.host_key = host_key(directory)
+        keys = {"ed25519_private": private, "ed25519_public": self.host_key}
+        self._user_data = "#cloud-config\n" + json.dumps({"ssh_keys": keys})
+        self.boot_s = 0.0
         self.instances: dict[int, Instance] = {}
         self.vms: dict[int, SshVm] = {}
         self.calls: list[str] = []

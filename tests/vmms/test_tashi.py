@@ -19,7 +19,7 @@ from tango_async.config import Settings, Store, Tashi
 from tango_async.errors import MachineLost, VmmsError, VmmsUnavailable
 from tango_async.model import Exit, Machine
 from tango_async.vmms import base
-from tango_async.vmms.ssh import Distrusted, new_key
+from tango_async.vmms.ssh import Distrusted
 from tango_async.vmms.tashi import rpc
 from tango_async.vmms.tashi.driver import TashiSsh
 
@@ -27,18 +27,10 @@ IMAGE = "debian"
 
 
 @pytest.fixture
-async def manager(tmp_path: Path) -> AsyncIterator[ClusterManager]:
-    private, public = new_key()
-    (tmp_path / "id").write_text(private)
-    async with ClusterManager(host_key(tmp_path), public) as manager:
-        yield manager
-
-
-@pytest.fixture
 def settings(manager: ClusterManager, tmp_path: Path) -> Settings:
     tashi = Tashi(
         host="127.0.0.1", port=manager.port, images={IMAGE: "debian.img"}, user="root",
-        private_key=tmp_path / "id", host_keys=(manager.host_key,), lost_s=5,
+        private_key=manager.private_key, host_keys=(manager.host_key,), lost_s=5,
     )  # fmt: skip
     return Settings(store=Store(data_dir=tmp_path), tashi=tashi)
 
