@@ -419,6 +419,8 @@ class Tashi(Group, frozen=True):
     """Number of the cluster's user whose VMs they are."""
     system_bytes: Room = 256 * 1024**2
     """Memory of a VM beyond that of its job. Clusters grant 8 GiB at most, and 8 cores."""
+    boot_s: Seconds = 50.0
+    """Longest wait for a new VM until it lets the dispatcher in. `dispatcher.machine_wait_s` must be longer."""
     lost_s: Seconds = 120.0
     """A VM that runs and cannot be reached for so long counts as lost."""
 

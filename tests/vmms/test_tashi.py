@@ -11,15 +11,15 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from contracts.machines import MB, Backend, Ran, first_output, follow, inputs, limit, make
+from contracts.machines import MB, Backend, Ran, first_output, follow, inputs, limit, make, wait_until
 from contracts.vmms import VmmsContract
-from support.tashi import DESTROYING, EXITED, ClusterManager, Instance, pickled
+from support.tashi import ACTIVATING, DESTROYING, EXITED, ClusterManager, Instance, pickled
 from support.vm import host_key
 from tango_async.config import Settings, Store, Tashi
-from tango_async.errors import MachineLost, VmmsError, VmmsUnavailable
+from tango_async.errors import MachineLost, NoCapacity, Unsuitable, VmmsUnavailable
 from tango_async.model import Exit, Machine
 from tango_async.vmms import base
-from tango_async.vmms.ssh import Distrusted
+from tango_async.vmms.ssh import Distrusted, new_key
 from tango_async.vmms.tashi import rpc
 from tango_async.vmms.tashi.driver import TashiSsh
 
@@ -128,8 +128,46 @@ class TestFinding:
                 await waiting
 
     async def test_what_tashi_refuses_is_told(self, backend: Backend) -> None:
-        with pytest.raises(VmmsError, match="Tashi refused createVm: TashiException: Number of cores must be <= 8"):
+        with pytest.raises(Unsuitable, match="Tashi refused createVm: TashiException: Number of cores must be <= 8"):
             await backend.vmms.initialize_vm(backend.spec(cores=9), "tester")
+
+
+class TestBooting:
+    """What keeps a VM from being ready is told, while it can still be asked."""
+
+    async def test_a_cluster_without_room_is_no_fault(
+        self, settings: Settings, backend: Backend, manager: ClusterManager
+    ) -> None:
+        vmms = TashiSsh(changed(settings, boot_s=0.3), "another")
+        manager.boot_s = 600.0
+        machine = await vmms.initialize_vm(backend.spec(), "tester")
+        with pytest.raises(NoCapacity, match=r"within tashi.boot_s: Tashi has it pending, for want of a host"):
+            await vmms.wait_vm(machine)
+        await vmms.destroy_vm(machine)
+
+    async def test_a_vm_that_does_not_come_up_is_lost(
+        self, settings: Settings, backend: Backend, manager: ClusterManager
+    ) -> None:
+        vmms = TashiSsh(changed(settings, boot_s=0.3), "another")
+        manager.boot_s = 0.4
+        machine = await vmms.initialize_vm(backend.spec(), "tester")
+        manager.instances[1].state = ACTIVATING
+        with pytest.raises(MachineLost, match=r"within tashi.boot_s: .* instance 1 is activating"):
+            await vmms.wait_vm(machine)
+        await vmms.destroy_vm(machine)
+        await wait_until(lambda: not manager.instances, "it is gone when it would have run")
+
+    async def test_a_key_that_the_image_does_not_know_is_told(
+        self, settings: Settings, backend: Backend, tmp_path: Path
+    ) -> None:
+        (tmp_path / "other").write_text(new_key()[0])
+        vmms = TashiSsh(changed(settings, boot_s=2.0, private_key=tmp_path / "other"), "another")
+        await vmms.open()
+        machine = await vmms.initialize_vm(backend.spec(), "tester")
+        with pytest.raises(MachineLost, match=r"tashi.boot_s: root@127.* refuses our key"):
+            await vmms.wait_vm(machine)
+        await vmms.destroy_vm(machine)
+        await vmms.close()
 
 
 class TestTroubles:
@@ -199,6 +237,7 @@ class TestSettings:
             ({"host": ""}, "tashi.host: unset"),
             ({"host": "no.such.host.invalid"}, r"no.such.host.invalid:\d+ \(tashi.host, tashi.port\)"),
             ({"port": 1}, r"127.0.0.1:1 \(tashi.host, tashi.port\): Connect call failed"),
+            ({"boot_s": 60.0}, "dispatcher.machine_wait_s: not more than tashi.boot_s, 60 s"),
             ({"images": {}}, "tashi.images: unset"),
             ({"image_dir": Path("/nonexistent")}, "tashi.image_dir: /nonexistent: No such file or directory"),
             ({"host_keys": ()}, "tashi.host_keys: unset"),

@@ -18,14 +18,14 @@ from contextlib import suppress
 import msgspec
 
 from ...config import Settings
-from ...errors import ImageNotFound, MachineLost, VmmsError, VmmsUnavailable
+from ...errors import ImageNotFound, MachineLost, NoCapacity, Unsuitable, VmmsError, VmmsUnavailable
 from ...model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 from ..bootstrap import archive
 from ..remote import GUARD_S
 from ..ssh import Link, Reach, public_key
 from ..vm import Vm
 from .pickles import Record
-from .rpc import NO_SUCH_INSTANCE, ClusterManager, Instance, State, TashiError
+from .rpc import INVALID_INSTANCE, NO_SUCH_INSTANCE, ClusterManager, Instance, State, TashiError
 
 PAUSE_S = (0.1, 2.0)
 """Shortest and longest pause between two looks at an instance that boots."""
@@ -37,6 +37,8 @@ HINT_LENGTH = 900
 GOING = (State.SHUTTING_DOWN, State.DESTROYING)
 """The manager lists such an instance until its host has told of its end."""
 ENDED = (*GOING, State.EXITED)
+WAITING = (State.PENDING, State.HELD)
+"""No host of the cluster has taken it."""
 MB = 1024**2
 NO_SPEC = MachineSpec(image="", network=False, cores=0, memory_bytes=0, processes=0, disk_bytes=0)
 
@@ -53,11 +55,12 @@ class TashiSsh:
     """Instances that one cluster manager makes."""
 
     name = "tashiSSH"
-    capabilities = Capabilities(adopt=True, prestart=True, network=True, idle_bytes=MB)
+    capabilities = Capabilities(adopt=True, prestart=True, network=True, overtime_s=60.0, idle_bytes=MB)
 
     def __init__(self, settings: Settings, install: str) -> None:
         self._settings = settings.tashi
         self._limits = settings.limits
+        self._wait_s = settings.dispatcher.machine_wait_s
         self._prefix = f"tango-{hashlib.sha256(install.encode()).hexdigest()[:12]}-"
         self._manager = ClusterManager(settings.tashi.host, settings.tashi.port)
         self._private_key = ""
@@ -69,6 +72,8 @@ class TashiSsh:
         settings = self._settings
         if not settings.host:
             raise VmmsUnavailable("tashi.host: unset; it is the host of Tashi's cluster manager")
+        if self._wait_s <= settings.boot_s:
+            raise VmmsUnavailable(f"dispatcher.machine_wait_s: not more than tashi.boot_s, {settings.boot_s:.0f} s")
         if not settings.images and settings.image_dir is None:
             raise VmmsUnavailable("tashi.images: unset, and so is tashi.image_dir: there is no image")
         if not settings.host_keys:
@@ -131,7 +136,12 @@ class TashiSsh:
         label = base64.b64encode(msgspec.msgpack.encode(_Label(machine.nonce, owner, spec))).decode()
         if len(label) > HINT_LENGTH:
             raise VmmsError(f"image {spec.image[:80]}…: its name is too long for an instance's hint")
-        made = await self._manager.create_vm(self._instance(machine, disk, label))
+        try:
+            made = await self._manager.create_vm(self._instance(machine, disk, label))
+        except TashiError as e:
+            if e.number == INVALID_INSTANCE:
+                raise Unsuitable(str(e)) from e
+            raise
         if made.name != machine.id:
             await self._manager.destroy_vm(made.id)
             raise VmmsError(f"Tashi made an instance named {made.name[:80]!r} instead of {machine.id}")
@@ -159,16 +169,24 @@ class TashiSsh:
 
     async def wait_vm(self, machine: Machine) -> None:
         """Also looks whether an instance that was ready before is still there."""
-        instance = await self._running(machine)
-        await self._vm(machine, instance).ready()
+        try:
+            async with asyncio.timeout(self._settings.boot_s):
+                instance = await self._running(machine)
+                await self._vm(machine, instance).ready()
+        except TimeoutError as e:
+            late = f"machine {machine.id} was not ready within tashi.boot_s"
+            if (vm := self._vms.get(machine.id)) is not None:
+                raise MachineLost(f"{late}: {vm.trouble or 'the VM did not answer'}") from e
+            found = await self._found(machine)
+            if found is not None and found.state in WAITING:
+                raise NoCapacity(f"{late}: Tashi has it {found.state.name.lower()}, for want of a host") from e
+            raise MachineLost(f"{late}: {_gone(machine, found)}") from e
 
     async def _running(self, machine: Machine) -> Instance:
         pause_s = PAUSE_S[0]
         while True:
             instance = await self._found(machine)
-            if instance is None:
-                raise MachineLost(_gone(machine, instance))
-            if instance.state in ENDED:
+            if instance is None or instance.state in ENDED:
                 raise MachineLost(_gone(machine, instance))
             if instance.state is State.RUNNING:
                 return instance

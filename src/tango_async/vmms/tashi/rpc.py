@@ -27,8 +27,8 @@ _REQUEST, _REPLY, _EXCEPTION = 1, 2, 3
 _GETROOT, _GETATTR, _CALL = 3, 4, 7
 _VALUE, _REFERENCE = 1, 4
 
-NO_SUCH_INSTANCE = 2
-"""A TashiError's number."""
+NO_SUCH_INSTANCE, INVALID_INSTANCE = 2, 11
+"""Numbers of a TashiError: it is not there; it cannot be made, as with too many cores."""
 
 
 class State(IntEnum):
