@@ -75,7 +75,8 @@ async def test_a_job_outlives_its_dispatcher_and_is_followed_by_the_next(
 
 
 async def test_a_job_outlives_the_cluster_manager(on_tashi: Service, manager: ClusterManager) -> None:
-    await on_tashi.run("tango-dispatcher", TANGO_DISPATCHER_MACHINE_WAIT_S="5", TANGO_DISPATCHER_UPKEEP_S="0.5")
+    on_tashi.environment |= {"TANGO_DISPATCHER_MACHINE_WAIT_S": "5", "TANGO_TASHI_BOOT_S": "4"}
+    await on_tashi.run("tango-dispatcher", TANGO_DISPATCHER_UPKEEP_S="0.5")
     job_id = await add(on_tashi, "long", TICKS)
     await running(on_tashi, job_id)
     await manager.stop()

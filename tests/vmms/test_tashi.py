@@ -16,7 +16,7 @@ from contracts.vmms import VmmsContract
 from support.tashi import ACTIVATING, DESTROYING, EXITED, ClusterManager, Instance, pickled
 from support.vm import host_key
 from tango_async.config import Settings, Store, Tashi
-from tango_async.errors import MachineLost, NoCapacity, Unsuitable, VmmsUnavailable
+from tango_async.errors import ConfigError, MachineLost, NoCapacity, Unsuitable, VmmsUnavailable
 from tango_async.model import Exit, Machine
 from tango_async.vmms import base
 from tango_async.vmms.ssh import Distrusted, new_key
@@ -235,20 +235,29 @@ class TestSettings:
         ("changes", "why"),
         [
             ({"host": ""}, "tashi.host: unset"),
-            ({"host": "no.such.host.invalid"}, r"no.such.host.invalid:\d+ \(tashi.host, tashi.port\)"),
-            ({"port": 1}, r"127.0.0.1:1 \(tashi.host, tashi.port\): Connect call failed"),
-            ({"boot_s": 60.0}, "dispatcher.machine_wait_s: not more than tashi.boot_s, 60 s"),
             ({"images": {}}, "tashi.images: unset"),
-            ({"image_dir": Path("/nonexistent")}, "tashi.image_dir: /nonexistent: No such file or directory"),
+            ({"private_key": None}, "tashi.private_key: unset"),
             ({"host_keys": ()}, "tashi.host_keys: unset"),
             ({"host_keys": ("SHA256:abc",)}, "tashi.host_keys: 'SHA256:abc' is no public key"),
             ({"host_keys": ("ssh-ed25519 AAAAB3NzaC1yc2E=",)}, "tashi.host_keys: .* is no public key"),
-            ({"private_key": None}, "tashi.private_key: unset"),
+            ({"boot_s": 60.0}, "dispatcher.machine_wait_s: not more than tashi.boot_s, 60 s"),
+        ],
+    )
+    def test_a_wrong_one(self, settings: Settings, changes: dict[str, object], why: str) -> None:
+        with pytest.raises(ConfigError, match=why):
+            base.load("tashiSSH", changed(settings, **changes), "test")
+
+    @pytest.mark.parametrize(
+        ("changes", "why"),
+        [
+            ({"host": "no.such.host.invalid"}, r"no.such.host.invalid:\d+ \(tashi.host, tashi.port\)"),
+            ({"port": 1}, r"127.0.0.1:1 \(tashi.host, tashi.port\): Connect call failed"),
+            ({"image_dir": Path("/nonexistent")}, "tashi.image_dir: /nonexistent: No such file or directory"),
             ({"private_key": Path("/nonexistent")}, "tashi.private_key: /nonexistent: No such file or directory"),
             ({"private_key": Path("/etc/passwd")}, "tashi.private_key: /etc/passwd: "),
         ],
     )
-    async def test_a_wrong_one(self, settings: Settings, changes: dict[str, object], why: str) -> None:
+    async def test_what_may_come_is_waited_for(self, settings: Settings, changes: dict[str, object], why: str) -> None:
         with pytest.raises(VmmsUnavailable, match=why):
             await TashiSsh(changed(settings, **changes), "test").open()
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 import msgspec
 
 from ...config import Settings
-from ...errors import ImageNotFound, MachineLost, NoCapacity, Unsuitable, VmmsError, VmmsUnavailable
+from ...errors import ConfigError, ImageNotFound, MachineLost, NoCapacity, Unsuitable, VmmsError, VmmsUnavailable
 from ...model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 from ..bootstrap import archive
 from ..remote import GUARD_S
@@ -58,9 +58,10 @@ class TashiSsh:
     capabilities = Capabilities(adopt=True, prestart=True, network=True, overtime_s=60.0, idle_bytes=MB)
 
     def __init__(self, settings: Settings, install: str) -> None:
+        """Raises ConfigError."""
+        _check(settings)
         self._settings = settings.tashi
         self._limits = settings.limits
-        self._wait_s = settings.dispatcher.machine_wait_s
         self._prefix = f"tango-{hashlib.sha256(install.encode()).hexdigest()[:12]}-"
         self._manager = ClusterManager(settings.tashi.host, settings.tashi.port)
         self._private_key = ""
@@ -69,18 +70,6 @@ class TashiSsh:
     # -- the engine --------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        settings = self._settings
-        if not settings.host:
-            raise VmmsUnavailable("tashi.host: unset; it is the host of Tashi's cluster manager")
-        if self._wait_s <= settings.boot_s:
-            raise VmmsUnavailable(f"dispatcher.machine_wait_s: not more than tashi.boot_s, {settings.boot_s:.0f} s")
-        if not settings.images and settings.image_dir is None:
-            raise VmmsUnavailable("tashi.images: unset, and so is tashi.image_dir: there is no image")
-        if not settings.host_keys:
-            raise VmmsUnavailable("tashi.host_keys: unset; `ssh-keyscan` on a VM that you trust tells its images' keys")
-        for key in settings.host_keys:
-            if not _is_public_key(key):
-                raise VmmsUnavailable(f"tashi.host_keys: {key[:40]!r} is no public key, such as `ssh-ed25519 AAAA…`")
         self._private_key = await asyncio.to_thread(self._read_key)
         await self._images()
         try:
@@ -90,8 +79,7 @@ class TashiSsh:
 
     def _read_key(self) -> str:
         file = self._settings.private_key
-        if file is None:
-            raise VmmsUnavailable("tashi.private_key: unset; it is a file with the key that lets us into VMs")
+        assert file is not None
         try:
             text = file.read_text()
             public_key(text)
@@ -258,6 +246,24 @@ class TashiSsh:
     async def adopt(self, machine: Machine) -> None:
         vm = await self._known(machine)
         await vm.adopted()
+
+
+def _check(settings: Settings) -> None:
+    """What can be told from the settings alone. Raises ConfigError."""
+    tashi = settings.tashi
+    if not tashi.host:
+        raise ConfigError("tashi.host: unset; it is the host of Tashi's cluster manager")
+    if not tashi.images and tashi.image_dir is None:
+        raise ConfigError("tashi.images: unset, and so is tashi.image_dir: there is no image")
+    if tashi.private_key is None:
+        raise ConfigError("tashi.private_key: unset; it is a file with the key that lets us into VMs")
+    if not tashi.host_keys:
+        raise ConfigError("tashi.host_keys: unset; `ssh-keyscan` on a VM that you trust tells its images' keys")
+    for key in tashi.host_keys:
+        if not _is_public_key(key):
+            raise ConfigError(f"tashi.host_keys: {key[:40]!r} is no public key, such as `ssh-ed25519 AAAA…`")
+    if settings.dispatcher.machine_wait_s <= tashi.boot_s:
+        raise ConfigError(f"dispatcher.machine_wait_s: not more than tashi.boot_s, {tashi.boot_s:.0f} s")
 
 
 def _is_public_key(line: str) -> bool:
