@@ -19,7 +19,7 @@ import msgspec
 
 from ...config import Settings
 from ...errors import ConfigError, ImageNotFound, MachineLost, NoCapacity, Unsuitable, VmmsError, VmmsUnavailable
-from ...model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
+from ...model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
 from ..bootstrap import archive
 from ..remote import GUARD_S
 from ..ssh import Link, Reach, public_key
@@ -110,9 +110,6 @@ class TashiSsh:
         raise VmmsError(
             "tashiSSH cannot load images: put one into the cluster's image store and name it in tashi.images"
         )
-
-    async def image_ids(self) -> dict[str, str]:
-        raise VmmsError("tashiSSH cannot tell one version of an image from another")
 
     # -- machines ----------------------------------------------------------------------------------
 
@@ -220,9 +217,6 @@ class TashiSsh:
     async def copy_out(self, machine: Machine) -> AsyncIterator[bytes]:
         async for chunk in (await self._known(machine)).copy_out():
             yield chunk
-
-    async def usage(self, machine: Machine) -> Usage | None:
-        return None
 
     # -- its end, and its finding ------------------------------------------------------------------
 
