@@ -337,7 +337,7 @@ class TestPickles:
             brine.loads(data)
 
     VALUES = st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**31), 2**31 - 1) | st.text(max_size=300),
+        st.none() | st.booleans() | st.integers(-(2**99), 2**99) | st.text(max_size=300),
         lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
         max_leaves=20,
     )

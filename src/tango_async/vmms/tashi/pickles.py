@@ -52,7 +52,8 @@ def _dump(value: Value) -> bytes:
         case bool():
             return b"\x88" if value else b"\x89"
         case int():
-            return b"J" + struct.pack("<i", value)
+            digits = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            return b"J" + struct.pack("<i", value) if len(digits) <= 4 else b"\x8a" + bytes([len(digits)]) + digits
         case str():
             data = value.encode()
             return (b"U" + bytes([len(data)]) if len(data) < 256 else b"T" + struct.pack("<i", len(data))) + data

@@ -20,7 +20,7 @@ CALL_S = 10.0
 """Longest time for one call, as with Tashi's own clients."""
 CALLS = 8
 """At a time; the others wait."""
-LARGE_BYTES = 64 * 1024
+LARGE_BYTES = 16 * 1024
 """Pickles from this size on are read in a thread."""
 
 _REQUEST, _REPLY, _EXCEPTION = 1, 2, 3
