@@ -13,8 +13,8 @@ import struct
 import zlib
 from typing import Any
 
-MAX_BYTES = 4 * 1024**2
-"""Largest message, also when it is no more compressed: some five thousand instances."""
+MAX_BYTES = 1024**2
+"""Largest message, also when it is no more compressed: some three thousand instances."""
 MAX_DEPTH = 16
 MAX_DIGITS = 32
 HEADER = struct.Struct("!LB")
