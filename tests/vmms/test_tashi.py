@@ -212,6 +212,19 @@ class TestTroubles:
             with pytest.raises(MachineLost):
                 await backend.vmms.wait_vm(machine)
 
+    async def test_one_that_hangs_while_it_waits_is_noticed(
+        self, settings: Settings, backend: Backend, manager: ClusterManager
+    ) -> None:
+        vmms = TashiSsh(changed(settings, boot_s=5.0, lost_s=0.5), "another")
+        await vmms.open()
+        machine = await vmms.initialize_vm(backend.spec(), "tester")
+        await vmms.wait_vm(machine)
+        await vmms.wait_vm(machine)
+        manager.vms[1].away()
+        with pytest.raises(MachineLost, match="out of reach"):
+            await vmms.wait_vm(machine)
+        await vmms.destroy_vm(machine)
+
     async def test_a_vm_with_another_host_key_is_not_trusted(
         self, backend: Backend, settings: Settings, tmp_path: Path
     ) -> None:

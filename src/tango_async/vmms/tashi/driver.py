@@ -153,15 +153,19 @@ class TashiSsh:
         return Record("Instance", dict.fromkeys(others) | fields)
 
     async def wait_vm(self, machine: Machine) -> None:
-        """Also looks whether an instance that was ready before is still there."""
+        """Also asks one that was ready before for a sign of life."""
         try:
             async with asyncio.timeout(self._settings.boot_s):
                 instance = await self._running(machine)
-                await self._vm(machine, instance).ready()
+                waited = machine.id in self._vms
+                vm = self._vm(machine, instance)
+                await vm.ready()
+                if waited:
+                    await vm.answers()
         except TimeoutError as e:
             late = f"machine {machine.id} was not ready within tashi.boot_s"
-            if (vm := self._vms.get(machine.id)) is not None:
-                raise MachineLost(f"{late}: {vm.trouble or 'the VM did not answer'}") from e
+            if (slow := self._vms.get(machine.id)) is not None:
+                raise MachineLost(f"{late}: {slow.trouble or 'the VM did not answer'}") from e
             found = await self._found(machine)
             if found is not None and found.state in WAITING:
                 raise NoCapacity(f"{late}: Tashi has it {found.state.name.lower()}, for want of a host") from e
