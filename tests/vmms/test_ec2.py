@@ -275,6 +275,14 @@ class TestAccounts:
             assert not file.exists() and not await cloud.living()
             assert not (await cloud.clients[OTHER_KEY].describe_key_pairs())["KeyPairs"]
 
+    async def test_one_that_is_ours_anyway_shows_each_instance_once(self, backend: Backend) -> None:
+        ours = Credentials(key_id=KEY, secret=SECRET)
+        await backend.vmms.know(ours)  # type: ignore[attr-defined]
+        async with backend.machine(cloud=CloudChoice(account=ours.account)) as machine:
+            successor = await backend.open()
+            assert await successor.get_vms() == [machine]
+            await successor.close()
+
     async def test_a_wrong_one_is_the_jobs_own_affair(self, backend: Backend) -> None:
         wrong = Credentials(key_id="AKIANOBODY", secret=SECRET)
         await backend.vmms.know(wrong)  # type: ignore[attr-defined]

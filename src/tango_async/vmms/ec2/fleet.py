@@ -79,11 +79,11 @@ class Fleet:
 
     async def all(self) -> list[Instance]:
         """All that live in any account, but for those that wait here for their next job. Raises VmmsUnavailable."""
-        found: list[Instance] = []
+        found: dict[str, Instance] = {}  # by id: a job may bring the very account that is the settings' own
         for name in self._accounts.names():
             try:
                 living = await self._living(name)
-                found += living
+                found |= {one.id: one for one in living}
                 if not living and self._unused(name):
                     await self._accounts.forget(name)
             except Unsuitable as e:
@@ -91,7 +91,7 @@ class Fleet:
                 log.info("an account that a job brought cannot be asked for its instances: %s", e)
                 if self._unused(name) and self._accounts.outlived(name):
                     await self._accounts.forget(name)
-        return [one for one in found if one.id not in self._idle]
+        return [one for one in found.values() if one.id not in self._idle]
 
     async def _living(self, account: str) -> list[Instance]:
         states = {"Name": "instance-state-name", "Values": list(LIVING)}
