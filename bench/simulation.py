@@ -308,7 +308,7 @@ def report(
             f"  … a job                     {redis['in_bytes'] / jobs:8.0f} bytes to it,"
             f" {redis['out_bytes'] / jobs:.0f} back"
         )
-        print(f"  … a dead job's memory       {redis['memory'] / jobs:8.0f} bytes")
+        print(f"  … a job, memory grown       {redis['memory'] / jobs:8.0f} bytes")
     cores = (after["cpu_s"] - before["cpu_s"]) / seconds
     print(f"  dispatchers: cores          {cores:8.2f}")
     if jobs:
