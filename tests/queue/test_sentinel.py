@@ -129,7 +129,8 @@ async def test_a_master_that_was_demoted_is_left_also_by_connections_that_live(w
             ask(watched.ports[0], "SENTINEL", "FAILOVER", "tango")
         return False
 
-    await asyncio.get_running_loop().run_in_executor(None, watched.until, demoted)
+    # A Sentinel asks for replicas every ten seconds, and turns the old master into one after some ten more.
+    await asyncio.to_thread(watched.until, demoted, 60.0)
     await patiently(lambda: queue.add(spec(), fingerprint="b"))
     assert len(await queue.live(10)) == 2
     await queue.close()
