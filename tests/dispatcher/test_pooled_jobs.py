@@ -16,6 +16,7 @@ from support.fake_vmms import IMAGE, FakeVmms
 from support.images import saved, variation
 from support.jobs import machine_of
 from tango_async.config import Docker, Settings
+from tango_async.dispatcher.dispatcher import Dispatcher
 from tango_async.model import EVERY_IMAGE, DispatcherRecord, JobState, PoolOrder, PoolState, Verdict
 from tango_async.vmms.docker import INSTALL, LocalDocker
 
@@ -54,6 +55,36 @@ async def test_jobs_of_a_full_pool_wait_and_others_pass_them(bench: Bench, monke
     assert job.verdict is Verdict.SUCCESS
     assert [(await bench.until(i, JobState.QUEUED)).attempts for i in waits] == [0, 0, 0]
     assert [(await bench.until(i)).verdict for i in [long, *waits]] == [Verdict.SUCCESS] * 4
+
+
+@pytest.mark.parametrize("change", ["its images are gone", "its pool is smaller than what runs"])
+async def test_a_host_that_can_take_no_job_waits_and_does_not_spin(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    rounds, listen = 0, Dispatcher._listen
+
+    async def listened(dispatcher: Dispatcher, stop: asyncio.Event) -> None:
+        nonlocal rounds
+        rounds += 1
+        await listen(dispatcher, stop)
+
+    monkeypatch.setattr(Dispatcher, "_listen", listened)
+    bench.change(slots=4, lease_s=0.6)
+    await bench.start()
+    jobs = [await bench.add("hang", timeout_s=60) for _ in range(3)]
+    await bench.until_true(lambda: bench.engine.starts == 3)
+    if change == "its images are gone":
+        bench.engine.images.clear()
+    else:
+        await bench.queue.want_pool(EVERY_IMAGE, PoolOrder(size=0, max=1))
+    await asyncio.sleep(0.5)  # some beats
+    await bench.queue.cancel(jobs[0])
+    await bench.until(jobs[0])
+    rounds = 0
+    await asyncio.sleep(0.5)
+    assert rounds < 10
+    for job_id in jobs[1:]:
+        await bench.queue.cancel(job_id)
 
 
 async def test_scaling_keeps_machines_of_what_is_used_and_bounds_them(bench: Bench) -> None:

@@ -135,6 +135,7 @@ class Dispatcher:
                 if not self._offers.ready:
                     await _either(self._offers.room(), stop)
                     continue
+                self._pool.roomier.clear()
                 filled = []
                 try:
                     for room, most in self._offers.now():
@@ -152,7 +153,6 @@ class Dispatcher:
 
     async def _claim(self, request: str, room: dict[str, int], most: int) -> int:
         """Answers the slots that what was claimed wants."""
-        self._pool.roomier.clear()
         claims = await self._queue.claim(self._instance, request, room, most)
         for claim in claims:
             hold = self._holds.add(claim)
@@ -185,13 +185,8 @@ class Dispatcher:
 
     def _look_again(self) -> None:
         """While there is room for jobs of one kind it is listened for those only; now there may be for others."""
-
-        async def wake() -> None:
-            with suppress(QueueUnavailable):
-                await self._claims.wake()
-
         if self._cores.capacity:
-            self._do_later(wake())
+            self._pool.roomier.set()
 
     async def _listen(self, stop: asyncio.Event) -> None:
         classes = [name for room, _ in self._offers.now() for name in room]
