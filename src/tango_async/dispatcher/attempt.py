@@ -214,7 +214,6 @@ class Attempt:
         bench = self._bench
         with bench.cores.hold(machine.spec.cpuset):
             async with self._lent_out(bench.pool.lease_of(machine)) as lent:
-                lent.started = True
                 await bench.vmms.adopt(machine)
                 await self._end(await self._followed(self._run_on(lent).follow_again(since_start_s)))
 

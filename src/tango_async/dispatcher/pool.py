@@ -95,7 +95,7 @@ class Pool:
         """The same for a machine that was found running."""
         self._machines.enter(machine)
         with self._using(self._shelf(machine.spec)):
-            async with self._lend(Lent(machine)) as lent:
+            async with self._lend(Lent(machine, started=True)) as lent:
                 yield lent
 
     @asynccontextmanager
