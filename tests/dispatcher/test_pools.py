@@ -229,6 +229,17 @@ async def test_demand_keeps_machines_warm_and_lets_them_go() -> None:
         await h.until()
 
 
+async def test_no_machine_is_prepared_on_the_cores_of_a_quiet_job() -> None:
+    async with house() as h:
+        usual = machine_of("a", cpuset="0")
+        h.follow(a=policy_of(usual, low=1, demand=2))
+        await h.use("a", cpuset="1")
+        await h.use("a", cpuset="0")
+        await h.until(a=1)
+        [waiting] = h.engine.machines.values()
+        assert waiting.machine.spec == usual
+
+
 async def test_scaling_keeps_the_lower_bound_of_what_is_in_use() -> None:
     async with house() as h:
         h.follow(a=policy_of(machine_of("a"), low=2, demand=4), b=policy_of(machine_of("b"), low=2, demand=4))

@@ -64,7 +64,8 @@ class Shelf:
 
     def wanted(self, policy: Policy | None, now: float) -> tuple[int, int]:
         """Machines that should wait: those that were ordered, and those that demand adds."""
-        if policy is None:
+        if policy is None or self.spec.cpuset != policy.usual.cpuset:
+            # Of a quiet job: one that is made for the next would disturb it on its own cores.
             self._peaks.clear()
             return 0, 0
         ready = policy.ready if policy.spec == self.spec else 0
