@@ -10,7 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tango_async.config import Settings
 from tango_async.dispatcher import places
+from tango_async.dispatcher.siblings import Siblings
+from tango_async.queue.redis import Queue
 
 
 async def take(root: Path, stack: AsyncExitStack) -> str:
@@ -75,3 +78,19 @@ def test_only_what_a_dispatcher_of_this_host_noted_is_believed(tmp_path: Path) -
     assert places.left(tmp_path) is None
     (tmp_path / "left").write_bytes(b"half")
     assert places.left(tmp_path) is None
+
+
+async def test_a_place_that_cannot_be_looked_through_for_whatever_reason_ends_nothing(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Such as a back-end of somebody else's that was changed since."""
+    own = tmp_path / "0"
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/lock").touch()
+    places.note(tmp_path / "1", "support.fake_vmms:IMAGE")  # which cannot be called
+    stop = asyncio.Event()
+    looking = asyncio.create_task(Siblings(settings, Queue(settings), own).run(stop))
+    done, _ = await asyncio.wait([looking], timeout=0.2)
+    assert not done
+    stop.set()
+    await looking

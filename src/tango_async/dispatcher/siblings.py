@@ -41,7 +41,7 @@ class Siblings:
         try:
             while not stop.is_set():
                 for place in sorted(self._own.parent.glob("[0-9]*")):
-                    if place != self._own:
+                    if place != self._own and not stop.is_set():
                         await self._look_at(place)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), self._settings.dispatcher.upkeep_s)
@@ -60,8 +60,10 @@ class Siblings:
             try:
                 async with asyncio.timeout(places.LOOK_THROUGH_S):
                     machines = await self._look_through(place, left.vmms)
-            except (VmmsError, ConfigError, QueueUnavailable, OSError) as e:
-                log.warning("what a dead dispatcher left in %s is not known yet: %s", place, e or "too slow")
+            except Exception as e:  # whatever it is, this dispatcher's jobs do not depend on it
+                ours = None if isinstance(e, VmmsError | ConfigError | QueueUnavailable | OSError) else e
+                said = "what a dead dispatcher left in %s is not known yet: %s"
+                log.warning(said, place, str(e) or "too slow", exc_info=ours)
                 await self._close(place)
                 return
             if machines == 0 and self._waited(place, taken_at):
