@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from support.images import tar
+from tango_async.config import Docker, Settings
+from tango_async.errors import ConfigError
+from tango_async.vmms.docker import LocalDocker
 from tango_async.vmms.engine import payload
 from tango_async.vmms.images import NUMERIC_USER, user_of
 
@@ -31,3 +35,9 @@ def test_no_line_makes_a_job_root(lines: list[str], uid: int, gid: int) -> None:
     lines = [line for line in lines if not line.startswith("autograde:")]
     user = user_of(tar({"passwd": "\n".join([*lines, f"autograde:x:{uid}:{gid}:", ""]).encode()}))
     assert user in (f"{uid}:{gid}", NUMERIC_USER) and "0" not in user.split(":")
+
+
+@pytest.mark.parametrize("host", ["docker:2376", "/var/run/docker.sock", "ssh://host"])
+def test_what_is_no_address_of_an_engine_is_a_wrong_setting_and_not_waited_for(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"docker\.host"):
+        LocalDocker(Settings(docker=Docker(host=host)), "install")

@@ -23,10 +23,11 @@ import aiodocker
 import aiohttp
 from aiodocker.stream import Stream
 
-from ..errors import ImageNotFound, MachineLost, VmmsError, VmmsUnavailable
+from ..errors import ConfigError, ImageNotFound, MachineLost, VmmsError, VmmsUnavailable
 from ..model import Usage
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
+SCHEMES = ("unix://", "tcp://", "http://", "https://")
 
 MIN_API = (1, 40)
 """Docker 19.03, the first with all of: the `local` log, wait for the next exit, tmpfs options."""
@@ -76,10 +77,12 @@ class FileMissing(EngineError):
 
 
 class Engine:
-    """A client of one engine. Open it first, inside the running loop."""
+    """A client of one engine. Open it first, inside the running loop. Raises ConfigError for what is no address."""
 
     def __init__(self, host: str) -> None:
         self.host = host or DEFAULT_HOST
+        if not self.host.startswith(SCHEMES):
+            raise ConfigError(f"docker.host: {host!r} is neither unix://PATH nor tcp://HOST:PORT")
         self.cores = 0
         self._session: aiohttp.ClientSession | None = None
         self._client: aiodocker.Docker | None = None
@@ -359,8 +362,6 @@ def _connector(host: str) -> tuple[str, aiohttp.BaseConnector]:
     if scheme == "unix":
         # A fresh connection each: a kept one dies with the engine and fails the first call after its restart.
         return "unix://localhost", aiohttp.UnixConnector(address, limit=0, force_close=True)
-    if scheme not in ("tcp", "http", "https"):
-        raise VmmsUnavailable(f"docker.host: {host!r} is neither unix://PATH nor tcp://HOST:PORT")
     if scheme == "https" or os.environ.get("DOCKER_TLS_VERIFY"):
         return f"https://{address}", aiohttp.TCPConnector(limit=0, ssl=_tls())
     return f"http://{address}", aiohttp.TCPConnector(limit=0)
