@@ -109,9 +109,14 @@ def start(directory: Path, arguments: Sequence[str], stdin: int | IO[bytes]) -> 
         start_new_session=True, umask=0o022, env={"PATH": PATH, "LC_ALL": "C"}, cwd="/",
     )  # fmt: skip
     process.returncode = 0  # it is reaped by its pidfd, or outlives us: Popen need not warn
-    # Noted by us and not by itself: it must be there before there is anything to lose.
-    (directory / "supervisor").write_text(Path(f"/proc/{process.pid}/stat").read_text())
-    return process.pid, os.pidfd_open(process.pid)
+    try:
+        # Noted by us and not by itself: it must be there before there is anything to lose.
+        (directory / "supervisor").write_text(Path(f"/proc/{process.pid}/stat").read_text())
+        return process.pid, os.pidfd_open(process.pid)
+    except OSError:
+        os.killpg(process.pid, signal.SIGKILL)
+        os.waitpid(process.pid, 0)
+        raise
 
 
 def make_pipe(directory: Path, mode: int) -> None:
