@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,11 +11,13 @@ import pytest
 
 pytest.register_assert_rewrite("contracts.vmms", "contracts.machines")
 
-from contracts.machines import Backend, processes  # noqa: E402
+from contracts.machines import Backend, processes, wait_until  # noqa: E402
 from support.engine import Engine, PrivateEngine  # noqa: E402
 from support.fixtures_docker import IMAGE  # noqa: E402
 from support.ward import Ward  # noqa: E402
 from tango_async.config import Docker, Settings, Store  # noqa: E402
+from tango_async.model import Machine  # noqa: E402
+from tango_async.vmms import host_outputs  # noqa: E402
 from tango_async.vmms.docker import LocalDocker  # noqa: E402
 
 
@@ -59,3 +61,14 @@ async def backend_on(ward: Ward, engine: Engine, data_dir: Path, output: str = "
         await vmms.close()
     assert not [*settings.state_dir.glob("outputs/*")], "outputs were left"
     assert not processes(str(data_dir)), "processes were left"
+
+
+async def until_it_listens(machine: Machine) -> None:
+    """A machine with the pipe, whose bootstrap has opened that and waits for files."""
+
+    def opened(pid: int) -> bool:
+        with suppress(OSError):
+            return Path(f"/proc/{pid}/fd/1").readlink() == Path(host_outputs.PIPE)
+        return False
+
+    await wait_until(lambda: any(map(opened, processes(machine.nonce))), "the machine has opened its pipe")

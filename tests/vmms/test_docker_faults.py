@@ -34,7 +34,7 @@ from tango_async.vmms import docker, engine, outputs
 from tango_async.vmms.base import Vmms
 from tango_async.vmms.docker import LocalDocker
 from tango_async.vmms.engine import Attached
-from vmms.conftest import engine_only
+from vmms.conftest import engine_only, host_only, until_it_listens
 
 
 class Step:
@@ -250,6 +250,34 @@ async def test_containers_killed_with_the_engine_are_lost_not_failed(
         with pytest.raises(ExceptionGroup) as told:
             await job
     assert told.group_contains(MachineLost)
+
+
+@host_only
+async def test_a_program_whose_files_a_hung_engine_has_never_begins_once_its_machine_was_to_go(
+    backend: Backend, private_engine: PrivateEngine, hanging: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job has been given to somebody else."""
+
+    async def away(_: engine.Engine, name: str) -> None:
+        raise VmmsUnavailable("the engine hangs")
+
+    async with backend.machine() as machine:
+        await until_it_listens(machine)
+        hanging(True)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await backend.vmms.copy_in(machine, inputs(make("sleep 600")), limit())
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.Engine, "remove", away)
+            with pytest.raises(VmmsUnavailable):
+                await backend.vmms.destroy_vm(machine)
+        hanging(False)
+
+        def state() -> dict[str, object]:
+            return dict(private_engine.get(f"/containers/{machine.id}/json")["State"])
+
+        await wait_until(lambda: not state()["Running"], "it ended")
+        assert state()["ExitCode"] == 95
 
 
 VERBS: dict[str, Callable[[Vmms, Machine], Awaitable[object]]] = {

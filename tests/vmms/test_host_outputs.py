@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -32,12 +33,12 @@ from contracts.machines import (
 )
 from support.engine import Engine, PrivateEngine
 from tango_async.config import Docker, Limits, Settings, Store
-from tango_async.errors import MachineLost, NotStarted, VmmsUnavailable
+from tango_async.errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
 from tango_async.model import Exit, Machine
 from tango_async.vmms import host_outputs, keeper, outputs
 from tango_async.vmms.docker import LocalDocker
 from tango_async.vmms.keeper import OUTPUT_SLACK_BYTES
-from vmms.conftest import host_only
+from vmms.conftest import host_only, until_it_listens
 
 PIECES = 200_000
 PRINTER = f"""
@@ -216,6 +217,21 @@ async def test_an_output_whose_keeper_was_killed_is_lost(backend: Backend) -> No
         await successor.close()
 
 
+async def test_a_machine_whose_keeper_was_killed_begins_no_program(docker_engine: Engine, backend: Backend) -> None:
+    """What it says would be lost, and its job run again."""
+    async with backend.machine() as machine:
+        await until_it_listens(machine)
+        os.killpg(keeper_of(backend, machine), signal.SIGKILL)
+        await wait_until(lambda: not processes(str(place(backend, machine))), "its keeper is gone")
+        await backend.vmms.copy_in(machine, inputs(make("sleep 600")), limit())
+
+        def state() -> dict[str, object]:
+            return dict(docker_engine.get(f"/containers/{machine.id}/json")["State"])
+
+        await wait_until(lambda: not state()["Running"], "it ended")
+        assert state()["ExitCode"] == 95
+
+
 async def test_an_output_that_met_a_full_disk_is_lost(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     script = host_outputs.SCRIPT.replace(">>output", ">/dev/full")
     monkeypatch.setattr(host_outputs, "SCRIPT", 'echo began >"$1/output"\n' + script)
@@ -223,6 +239,20 @@ async def test_an_output_that_met_a_full_disk_is_lost(backend: Backend, monkeypa
         await backend.vmms.copy_in(machine, inputs(make("echo one")), limit())
         with pytest.raises(MachineLost, match="not kept whole"):
             await backend.vmms.run_job(machine)
+
+
+async def test_a_keeper_that_cannot_be_followed_is_ended(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    keepers: list[int] = []
+
+    def no_more_files(pid: int) -> int:
+        keepers.append(pid)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", no_more_files)
+    with pytest.raises(VmmsError, match="open files"):
+        await backend.vmms.initialize_vm(backend.spec(), "tester")
+    assert await backend.vmms.get_vms() == []
+    assert [pid for pid in keepers if Path(f"/proc/{pid}").exists()] == []
 
 
 async def test_without_room_no_machine_is_made(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

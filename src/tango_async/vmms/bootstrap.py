@@ -67,7 +67,7 @@ fi
 clock() { read -r up rest </proc/uptime; now=${up%.*}${up#*.}; }
 clock; begun=$now
 exec </dev/null 2>/dev/null
-echo "tango-started $nonce"
+echo "tango-started $nonce" || exit 95
 (exec timeout -s KILL "$limit_s" make 2>&1)
 code=$?
 if [ $code -eq 137 ] || [ $code -eq 124 ]; then

@@ -185,6 +185,8 @@ class LocalDocker:
         stdin = self._inputs.pop(machine.id, None)
         if stdin is not None:
             await stdin.close()
+        # First: an engine that hangs may have the files, and would begin the program when it goes on.
+        self._outputs.shut(machine)
         await self._engine.remove(machine.id)
         await self._outputs.remove(machine)
 

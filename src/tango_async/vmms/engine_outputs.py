@@ -232,6 +232,9 @@ class EngineOutputs:
         """Nothing is kept but by the engine."""
         return []
 
+    def shut(self, machine: Machine) -> None:
+        """What the engine has been sent it delivers; only it can end the machine."""
+
     async def remove(self, machine: Machine) -> None:
         live = self._live.pop(machine.id, None)
         if live is not None:

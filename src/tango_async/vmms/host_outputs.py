@@ -179,12 +179,16 @@ class HostOutputs:
         records = [(directory.name, _read(directory)) for directory in directories]
         return [record.machine if record else Machine(id=name, spec=NO_SPEC, nonce="") for name, record in records]
 
+    def shut(self, machine: Machine) -> None:
+        """A bootstrap that nobody listens to ends before its program, also while its engine is away."""
+        if (self._directory / machine.id).exists():
+            self._keeper(machine).kill_session()
+
     async def remove(self, machine: Machine) -> None:
         directory = self._directory / machine.id
         if not directory.exists():
             return
         keeper = self._keeper(machine)
-        keeper.kill_session()
         _release(directory)  # one that died before it was noted still waits for a container
         await keeper.over_within(KILL_S)
         keeper.leave()

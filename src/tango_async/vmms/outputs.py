@@ -85,8 +85,11 @@ class Outputs(Protocol):
     def machines(self) -> list[Machine]:
         """Those of which something is kept here, whether or not they have a container."""
 
+    def shut(self, machine: Machine) -> None:
+        """Keeps nothing more of what it says. A program that has not begun by now never does, if we can help it."""
+
     async def remove(self, machine: Machine) -> None:
-        """Removes what is kept. Called when the container is gone."""
+        """Removes what is kept. Called after `shut`, when the container is gone."""
 
 
 async def state_of(engine: Engine, machine: Machine) -> State:
