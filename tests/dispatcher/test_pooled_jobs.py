@@ -6,16 +6,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from dispatcher.conftest import Bench
 from support.engine import Engine
-from support.fake_vmms import IMAGE, FakeVmms
+from support.fake_vmms import IMAGE, FakeVmms, QuietVmms
 from support.images import saved, variation
 from support.jobs import machine_of
 from tango_async.config import Docker, Settings
+from tango_async.dispatcher import cores
 from tango_async.dispatcher.dispatcher import Dispatcher
 from tango_async.model import EVERY_IMAGE, DispatcherRecord, JobState, PoolOrder, PoolState, Verdict
 from tango_async.vmms.docker import INSTALL, LocalDocker
@@ -55,6 +57,23 @@ async def test_jobs_of_a_full_pool_wait_and_others_pass_them(bench: Bench, monke
     assert job.verdict is Verdict.SUCCESS
     assert [(await bench.until(i, JobState.QUEUED)).attempts for i in waits] == [0, 0, 0]
     assert [(await bench.until(i)).verdict for i in [long, *waits]] == [Verdict.SUCCESS] * 4
+
+
+async def test_ordinary_and_quiet_jobs_share_the_room_of_a_pool(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (online := tmp_path / "online").write_text("0-1")
+    monkeypatch.setattr(cores, "ONLINE", online)
+    counting = asyncio.Event()
+    counting.set()
+    bench.vmms = lambda _: QuietVmms(bench.engine, counting)
+    bench.change(quiet_cores="1")
+    bench.pools(max=1)
+    ordinary, quiet = await bench.add("sleep 0.5"), await bench.add("exit 0", quiet=True)
+    await bench.start()
+    await bench.until(ordinary, JobState.RUNNING)
+    await bench.until(quiet, JobState.QUEUED)
+    assert (await bench.until(quiet)).verdict is Verdict.SUCCESS
 
 
 @pytest.mark.parametrize("change", ["its images are gone", "its pool is smaller than what runs"])

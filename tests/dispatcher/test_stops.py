@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dispatcher.conftest import Bench
-from support.fake_vmms import IMAGE, FakeEngine, FakeVmms
+from support.fake_vmms import IMAGE, QuietVmms
 from tango_async.dispatcher import cores
 from tango_async.errors import StoreFull
-from tango_async.model import JobState, Machine, PoolOrder, Usage, Verdict
+from tango_async.model import JobState, PoolOrder, Verdict
 
 
 async def test_a_stop_lets_running_jobs_finish_and_claims_no_more(bench: Bench) -> None:
@@ -39,19 +38,6 @@ async def test_after_the_grace_a_running_job_is_handed_over_and_runs_once(bench:
     assert (job.verdict, job.retries, bench.engine.starts) == (Verdict.SUCCESS, 0, 1)
     assert (await bench.feedback(job)).endswith("one\ntwo\n")
     await bench.until_true(lambda: not bench.engine.machines)
-
-
-class QuietVmms(FakeVmms):
-    """Says that it keeps machines to some cores, and what they used only while it may count."""
-
-    def __init__(self, engine: FakeEngine, counting: asyncio.Event) -> None:
-        super().__init__(engine)
-        self.capabilities = replace(self.capabilities, cpusets=True)
-        self._counting = counting
-
-    async def usage(self, machine: Machine) -> Usage | None:
-        await self._counting.wait()
-        return None
 
 
 async def test_a_quiet_job_runs_on_though_its_next_dispatcher_stops_as_soon_as_it_has_found_it(

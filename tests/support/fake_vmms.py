@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from tango_async.config import Settings
 from tango_async.errors import ImageNotFound, MachineLost, NotStarted, VmmsError, VmmsUnavailable
-from tango_async.model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
+from tango_async.model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 
 IMAGE = "autograding_image"
 
@@ -179,6 +179,19 @@ class FakeVmms:
     async def adopt(self, machine: Machine) -> None:
         if machine.id not in self.engine.machines:
             raise MachineLost("no such machine")
+
+
+class QuietVmms(FakeVmms):
+    """Says that it keeps machines to some cores, and what they used only while it may count."""
+
+    def __init__(self, engine: FakeEngine, counting: asyncio.Event) -> None:
+        super().__init__(engine)
+        self.capabilities = replace(self.capabilities, cpusets=True)
+        self._counting = counting
+
+    async def usage(self, machine: Machine) -> Usage | None:
+        await self._counting.wait()
+        return None
 
 
 def make(settings: Settings, install: str) -> FakeVmms:
