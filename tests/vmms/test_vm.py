@@ -70,6 +70,20 @@ class TestBrokenConnections:
             ran, _ = await asyncio.gather(follow(backend.vmms, machine), cut_often(backend, machine, 5))
         assert ran.code == 2 and ran.output.startswith(b"here\n")
 
+    async def test_a_program_whose_files_had_all_arrived_is_not_lost_with_the_answer(self, backend: Backend) -> None:
+        """Taken for one that never began it would be run a second time."""
+        async with backend.machine() as machine:
+            vm = backend.vmms.cloud.vms[machine.id][1]  # type: ignore[attr-defined]
+
+            async def then_cut() -> AsyncIterator[bytes]:
+                async for chunk in archive(inputs(make("echo here")), machine.nonce, limit(), processes=64):
+                    yield chunk
+                await asyncio.sleep(0.3)
+                await asyncio.to_thread(vm.cut)
+
+            await backend.vmms.feed(machine, then_cut())
+            assert await follow(backend.vmms, machine) == Ran(Exit(0), b"here\n")
+
     async def test_files_that_were_cut_off_never_start(self, backend: Backend) -> None:
         sent = asyncio.Event()
 

@@ -61,8 +61,8 @@ class Vm:
     async def feed(self, chunks: AsyncIterator[bytes], limits: Limits | None = None) -> None:
         """Sends the bytes to the bootstrap and ends its input, also when `chunks` fails.
 
-        Raises NotStarted if the bootstrap gives up before, and MachineLost if the connection breaks: what
-        arrived is then incomplete, and nothing of the job runs.
+        Raises NotStarted if the bootstrap gives up before, and MachineLost if the connection breaks while there is
+        more to send: nothing of the job runs then. Where it breaks later, `run_job` tells what came of it.
         """
         guard_s = limits.timeout_s + remote.GUARD_S if limits else self._guard_s
         facts, machine = await self.link.patiently(self._known), self._machine
@@ -82,7 +82,9 @@ class Vm:
                 process.end_input()
                 done = await process.ended()
         except LinkDown as e:
-            raise MachineLost(f"{self._where}: the connection broke while the files were sent: {e}") from e
+            async for _ in chunks:
+                raise MachineLost(f"{self._where}: the connection broke while the files were sent: {e}") from e
+            return
         if done.status:
             raise VmmsError(f"{self._where}: the run could not be set up: {_text(done)}")
         self._sent = True
