@@ -197,15 +197,16 @@ async def _patiently(
 ) -> None:
     """Does the work, again and again until Redis, the store and the engine let it, or until `stop`."""
     pause_s, longest_s = BACKOFF_S
-    said, said_at = "", 0.0
+    said: type[Exception] | None = None
+    said_at = 0.0
     while not stop.is_set():
         try:
             await work()
             return
         except passing as e:
             waiting(f"{meanwhile}{e}")
-            if str(e) != said or time.monotonic() - said_at >= SAY_S:
-                said, said_at = str(e), time.monotonic()
+            if type(e) is not said or time.monotonic() - said_at >= SAY_S:
+                said, said_at = type(e), time.monotonic()
                 log.warning("waiting: %s%s", meanwhile, e)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause_s)

@@ -120,14 +120,15 @@ async def test_a_wrong_password_is_said_with_its_setting_and_without_itself(
     server: tuple[RedisServer, int], user: str
 ) -> None:
     allow(server[0], RULES)
-    queue = Queue(at(f"redis://127.0.0.1:{server[1]}", username=user, password="wr0ng"))
-    with pytest.raises(QueueRefused, match=r"queue\.password") as caught:
-        await queue.open()
-    assert "wr0ng" not in str(caught.value)
-    allow(server[0], f"{RULES} >wr0ng")
+    for url in (server[0].url, f"redis://127.0.0.1:{server[1]}"):
+        queue = Queue(at(url, username=user, password="wr0ng"))
+        with pytest.raises(QueueRefused, match=r"queue\.password") as caught:
+            await queue.open()
+        assert "wr0ng" not in str(caught.value)
+        await queue.close()
     if user == "tango":
-        await queue.open()
-    await queue.close()
+        allow(server[0], f"{RULES} >wr0ng")
+        await round_trip(at(server[0].url, username=user, password="wr0ng"))
 
 
 async def test_a_password_that_is_not_given_is_asked_for(server: tuple[RedisServer, int]) -> None:

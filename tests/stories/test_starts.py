@@ -63,6 +63,21 @@ async def test_the_api_answers_503_until_redis_is_there(
     assert await process.stop() == 0
 
 
+@pytest.mark.parametrize("name", ["tango-http", "tango-dispatcher"])
+async def test_a_wrong_password_is_said_once_with_its_setting_until_it_is_right(
+    service: Service, sandbox: None, own_redis: RedisServer, listener: Listener, tmp_path: Path, name: str
+) -> None:
+    own_redis._ask("ACL", "SETUSER", "tango", "on", ">another", "~*", "+@all")
+    service.environment |= {"TANGO_QUEUE_USERNAME": "tango", "TANGO_QUEUE_PASSWORD": "s3cret"}
+    process = start(service, tmp_path, name)
+    assert "queue.password" in await hears_that_it_waits(listener, times=2)
+    own_redis._ask("ACL", "SETUSER", "tango", ">s3cret")
+    await listener.hear("READY=1")
+    said = process.said()
+    assert said.count("waiting:") == 1 and "queue.password" in said and "s3cret" not in said
+    assert await process.stop() == 0
+
+
 async def test_a_dispatcher_waits_for_redis_and_works_when_it_is_there(
     service: Service,
     sandbox: None,

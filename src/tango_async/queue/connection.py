@@ -103,7 +103,7 @@ class Server:
         except BaseException as e:
             # redis-py would keep the connection and use it as if it had been greeted.
             await connection.disconnect(nowait=True)
-            refused = isinstance(e, exceptions.AuthenticationError)
+            refused = isinstance(e, exceptions.AuthenticationError) or "password" in str(e)
             if self._shows_no_certificate and isinstance(e, exceptions.ConnectionError) and not refused:
                 raise QueueRefused(f"Redis ended a TLS connection; does it ask for queue.cert? {e}") from e
             raise

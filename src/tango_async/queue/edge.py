@@ -56,7 +56,8 @@ class Edge:
 def _refusal(error: Exception) -> str:
     """If the settings do not let us in, or not far enough: which, and why."""
     said = str(error)
-    if isinstance(error, exceptions.AuthenticationError) or said.startswith(("NOAUTH", "WRONGPASS")):
+    # redis-py tells it in three ways, by the kind of connection and of Redis.
+    if isinstance(error, exceptions.AuthenticationError) or said.startswith(_NOT_IN):
         return f"Redis refuses queue.username and queue.password, or those in queue.url (TANGO_REDIS_URL): {said}"
     if isinstance(error, exceptions.NoPermissionError) or "NOPERM" in said or _DENIED in said:
         return f"Redis denies the user of queue.username what is needed; docs/operating.md has its rules: {said}"
@@ -68,6 +69,7 @@ def _refusal(error: Exception) -> str:
     return ""
 
 
+_NOT_IN = ("NOAUTH", "WRONGPASS", "invalid username-password pair")
 _DENIED = "The user executing the script can't"
 
 
