@@ -287,7 +287,7 @@ class InputFile:
 class Machine:
     """A sandbox, container or VM that a VMMS made.
 
-    `nonce` is the secret that its bootstrap expects at the end of the files.
+    `nonce` is the secret that its bootstrap expects before the files.
     """
 
     id: str

@@ -92,8 +92,8 @@ class Delivery:
 
         async with backend.machine() as machine:
             size = len(await tar_of(machine, files))
-        order = size - 1024 - 512  # the last member's content; what follows are the end blocks
-        cuts = [*range(0, order + 1, 512), 1, 700, order - 1, order + 1, order + 20]
+        last = size - 1024 - 512  # the last member's header; what follows are the end blocks
+        cuts = [*range(size % 512, last + 1, 512), 0, 1, 700, last - 1, last + 1, last + 511]
         for few in range(0, len(cuts), 4):
             await asyncio.gather(*(cut(lambda _, at=at: at) for at in cuts[few : few + 4]))  # type: ignore[misc]
 

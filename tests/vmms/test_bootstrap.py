@@ -104,7 +104,7 @@ async def test_the_timer_is_told_from_a_kill(shell: Shell) -> None:
 @pytest.mark.parametrize("status", [90, 92, 99, 124])
 async def test_no_status_of_makes_looks_like_ours(shell: Shell, status: int, tmp_path: Path) -> None:
     """A `make` of the image's own may end as it likes."""
-    for program in ("sh", "tar", "timeout", "rm", "mkdir", "gzip"):
+    for program in ("sh", "tar", "timeout", "mkdir", "gzip"):
         (tmp_path / program).symlink_to(str(shutil.which(program)))
     (tmp_path / "make").write_text(f"#!/bin/sh\nexit {status}\n")
     (tmp_path / "make").chmod(0o755)
@@ -116,11 +116,14 @@ async def test_no_status_of_makes_looks_like_ours(shell: Shell, status: int, tmp
 
 async def test_what_is_not_whole_does_not_start(shell: Shell) -> None:
     whole = await packed(make("echo started"))
+    order = whole[: whole.index(b"\n") + 1]
     for sent, reason in (
         (b"", (91, 92)),
-        (b"not a tar" * 100, (91,)),
-        (whole[:700], (91,)),
-        (whole[:1024], (92,)),
+        (b"no order" * 100, (92,)),
+        (order + b"not a tar" * 100, (91,)),
+        (whole[: len(order) + 700], (91,)),
+        (whole[: len(order) + 1024], (92,)),
+        (whole[: -1024 - 512], (92,)),
         (await packed(make("echo started"), nonce="another"), (92,)),
     ):
         code, said = shell.run(sent)
@@ -133,7 +136,7 @@ async def test_what_cannot_start_says_why(shell: Shell, tmp_path: Path) -> None:
     code, said = shell.run(await packed({}), directory=tmp_path / "file/below")
     assert code == 90 and "work directory" in why_not_started(code, said)
     (tmp_path / "bin").mkdir()
-    for program in ("sh", "tar", "rm", "mkdir", "timeout"):
+    for program in ("sh", "tar", "mkdir", "timeout"):
         (tmp_path / "bin" / program).symlink_to(str(shutil.which(program)))
     code, said = shell.run(await packed({}), path=str(tmp_path / "bin"))
     assert code == 93 and "make or timeout" in why_not_started(code, said)
@@ -149,16 +152,16 @@ def test_the_nonce_is_an_argument_and_never_code() -> None:
     assert command(NONCE)[:2] == ["/bin/sh", "-c"] and NONCE not in command(NONCE)[2]
 
 
-async def test_the_archive_is_a_tar_with_the_order_last() -> None:
+async def test_the_archive_is_a_tar_after_the_order() -> None:
     names = ["a", "ü" * 120, "n" * 255, " x ", "-rf"]
-    with tarfile.open(fileobj=io.BytesIO(await packed(dict.fromkeys(names, "text"), processes=7))) as tar:
-        assert tar.getnames() == [*names, f".tango-{NONCE}"]
-        order = tar.extractfile(f".tango-{NONCE}")
-        assert order is not None and order.read() == f"{NONCE} 20 131072 7\n".encode()
+    order, _, archived = (await packed(dict.fromkeys(names, "text"), processes=7)).partition(b"\n")
+    assert order == f"{NONCE} 20 131072 7".encode()
+    with tarfile.open(fileobj=io.BytesIO(archived)) as tar:
+        assert tar.getnames() == [*names, "."]
 
 
 @pytest.mark.parametrize("size", [2, 4])
-async def test_a_file_of_another_size_sends_no_order(size: int) -> None:
+async def test_a_file_of_another_size_is_not_followed_by_the_end(size: int) -> None:
     async def three() -> AsyncIterator[bytes]:
         yield b"abc"
 
@@ -166,7 +169,7 @@ async def test_a_file_of_another_size_sends_no_order(size: int) -> None:
     with pytest.raises(StoreError, match="3 of"):
         async for chunk in archive([InputFile("f", size, three)], NONCE, limit(), processes=0):
             sent += chunk
-    assert NONCE.encode() not in sent
+    assert sent.endswith(b"abc")
 
 
 @pytest.mark.parametrize("step", [1, 7, 1000])

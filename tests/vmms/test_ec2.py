@@ -310,7 +310,7 @@ async def test_a_failed_machine_can_be_kept(cloud: Cloud, tmp_path: Path) -> Non
     async with backend_on(cloud, tmp_path, keep_failed=True) as backend:
         async with backend.machine() as machine:
             await backend.vmms.feed(machine, only(b""))
-            with pytest.raises(NotStarted, match="unpacked"):
+            with pytest.raises(NotStarted, match="incompletely"):
                 await backend.vmms.run_job(machine)
         assert await backend.vmms.get_vms() == []
         (kept,) = await cloud.living()

@@ -38,6 +38,8 @@ class Hold:
 
     async def wait(self, turn: asyncio.Future[None]) -> None:
         """Waits for it as long as the job is to go on. Raises Stale or Cancelled."""
+        if turn.done():
+            return
         told = asyncio.create_task(self.until_told())
         try:
             await asyncio.wait([turn, told], return_when=asyncio.FIRST_COMPLETED)

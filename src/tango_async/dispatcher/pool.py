@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from ..config import Pools
 from ..errors import VmmsError, VmmsUnavailable
@@ -176,10 +175,16 @@ class Pool:
 
     async def tend(self, stop: asyncio.Event) -> None:
         """Keeps as many machines ready as there should be, until told to stop."""
-        while not stop.is_set():
-            self._changed.clear()
-            self._settle()
-            await _first(stop.wait(), self._changed.wait(), asyncio.sleep(TICK_S))
+        waker = asyncio.create_task(_wake_on(stop, self._changed))
+        try:
+            while not stop.is_set():
+                self._changed.clear()
+                self._settle()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S):
+                        await self._changed.wait()
+        finally:
+            waker.cancel()
 
     async def close(self) -> None:
         """Removes the machines that wait, and waits for removals under way."""
@@ -307,12 +312,6 @@ class Pool:
         return [shelf for spec, shelf in self._shelves.items() if spec.image == image]
 
 
-async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
-    tasks = [asyncio.ensure_future(w) for w in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+async def _wake_on(event: asyncio.Event, waiter: asyncio.Event) -> None:
+    await event.wait()
+    waiter.set()

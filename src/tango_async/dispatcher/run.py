@@ -7,7 +7,8 @@ ours. Ends in a Result, or raises a VmmsError, which is the infrastructure's fau
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ..config import Dispatcher
@@ -16,6 +17,9 @@ from ..feedback import CappedOutput
 from ..model import Exit, InputFile, Limits, Machine, Verdict
 from ..vmms.base import Vmms
 from .holds import Cancelled, Hold
+
+ATTEND_AFTER_S = 0.25
+"""A job that is shorter is not shown before its end, and a cancel does not come before."""
 
 SHOW_EVERY_S = 0.25
 
@@ -88,20 +92,34 @@ class Run:
     async def _watch(self, deadline: asyncio.Timeout) -> Exit:
         try:
             async with asyncio.TaskGroup() as group:
-                told = group.create_task(self._hold.until_told())
-                shown = group.create_task(self._live.show_while_growing())
                 reading = group.create_task(self._read())
-                ended = await self._vmms.run_job(self._machine)
-                # From here on it is our time, and not the program's.
-                self._ended = True
-                deadline.reschedule(asyncio.get_running_loop().time() + self._times.finish_s)
-                await reading
-                told.cancel()
-                shown.cancel()
+                with self._attended(group, reading):
+                    ended = await self._vmms.run_job(self._machine)
+                    # From here on it is our time, and not the program's.
+                    self._ended = True
+                    deadline.reschedule(asyncio.get_running_loop().time() + self._times.finish_s)
+                    await reading
         except BaseExceptionGroup as group_error:
             # The first to fail has cancelled the others; it alone says why.
             raise group_error.exceptions[0] from None
         return ended
+
+    @contextmanager
+    def _attended(self, group: asyncio.TaskGroup, reading: asyncio.Task[None]) -> Iterator[None]:
+        """Shows the output, and hears what the queue says of the job; of most jobs neither, since they are short."""
+        tasks: list[asyncio.Task[None]] = []
+
+        def begin() -> None:
+            if not reading.done():  # or the group may be about to end
+                tasks.extend(map(group.create_task, (self._hold.until_told(), self._live.show_while_growing())))
+
+        due = asyncio.get_running_loop().call_later(ATTEND_AFTER_S, begin)
+        try:
+            yield
+        finally:
+            due.cancel()
+            for task in tasks:
+                task.cancel()
 
     async def _read(self) -> None:
         async for chunk in self._vmms.copy_out(self._machine):
@@ -125,16 +143,13 @@ class LiveOutput:
             self._seen += chunk[:room]
 
     async def show_while_growing(self) -> None:
-        """Publishes what is new a few times a second; a job shorter than that is never published."""
+        """Publishes what is new a few times a second."""
         shown = 0
         while True:
-            await asyncio.sleep(SHOW_EVERY_S)
             if len(self._seen) > shown:
-                try:
-                    length = await self._publish(shown, bytes(self._seen[shown:]))
-                except QueueUnavailable:
-                    continue
-                if length < 0:
+                with suppress(QueueUnavailable):
+                    # A holder before us may have shown some of it already.
+                    shown = await self._publish(shown, bytes(self._seen[shown:]))
+                if shown < 0:
                     return
-                # A holder before us may have shown some of it already.
-                shown = length
+            await asyncio.sleep(SHOW_EVERY_S)

@@ -347,11 +347,12 @@ class LocalStore(Housekeeping):
         self, path: Path, size: int, see: Callable[[bytes], None] | None = None
     ) -> AsyncGenerator[bytes, None]:
         """The file's first `size` bytes, read in a thread, where `see` also gets each block."""
-        file = await self._run(path.open, "rb")
+        file, block = await self._run(_open, path, min(BLOCK, size), see)
         try:
-            while size > 0 and (block := await self._run(_read, file, min(BLOCK, size), see)):
+            while block:
                 size -= len(block)
                 yield block
+                block = await self._run(_read, file, min(BLOCK, size), see) if size > 0 else b""
         finally:
             file.close()
 
@@ -378,6 +379,16 @@ async def _asked(batches: Batches[W, R], wish: W) -> R:
 
 def _size(path: Path) -> int:
     return path.stat().st_size
+
+
+def _open(path: Path, size: int, see: Callable[[bytes], None] | None) -> tuple[BinaryIO, bytes]:
+    """The file, and its first block with it: most files have no other."""
+    file = path.open("rb")
+    try:
+        return file, _read(file, size, see)
+    except BaseException:
+        file.close()
+        raise
 
 
 def _read(file: BinaryIO, size: int, see: Callable[[bytes], None] | None) -> bytes:

@@ -1,12 +1,14 @@
 """How a job reaches any machine and starts there: one `sh` script and the archive that it reads.
 
-The machine runs SCRIPT with its standard input open. The dispatcher sends one tar; its last member
-is a file named after the machine's nonce, and holds the run's limits. A tar that was cut off at a
-member boundary unpacks without an error, so without that file nothing runs. Then the script writes
-the mark (one line with the nonce) as the very first bytes of the output, runs `make` under
-`timeout`, writes the end mark as the last ones, and exits with make's status. The end mark carries
-that status, and whether memory ran out, so that a whole output tells its end without the engine; where
-an engine may lose the end of an output, as one does that dies, it tells that it has not.
+The machine runs SCRIPT with its standard input open. The dispatcher sends a line, the order, with the
+machine's nonce and the run's limits, and then one tar, whose last member is the work directory itself.
+A tar that was cut off at a member boundary unpacks without an error, so nothing runs unless `tar` has
+told of that one as its last; no file's name ends with a slash. Then the script writes the mark (one
+line with the nonce) as the very first bytes of the output, runs `make`, under `timeout` where nobody
+outside the machine keeps the time, writes the end mark as the last ones, and exits with make's status.
+The end mark carries that status, and whether memory ran out, so that a whole output tells its end
+without the engine; where an engine may lose the end of an output, as one does that dies, it tells that
+it has not.
 
 Exit codes FAILED_FIRST..FAILED_LAST mean that the program did not start; the script never lets
 make's own status fall among them. TIMED_OUT means that the timer ended it: `timeout` itself dies of
@@ -55,10 +57,13 @@ if [ "$3" ]; then
   exec >"$3" 2>&1
 fi
 cd "$dir" 2>/dev/null || { mkdir -p "$dir" && cd "$dir"; } 2>/dev/null || exit 90
-why=$(tar -xmf - 2>&1) || { echo "$why"; exit 91; }
-order=.tango-$nonce
-[ -f "$order" ] && read -r seen limit_s blocks processes <"$order" && [ "$seen" = "$nonce" ] || exit 92
-rm -f "$order"
+read -r seen limit_s blocks processes && [ "$seen" = "$nonce" ] || exit 92
+said=$(tar -xvmf - 2>&1) || { echo "$said"; exit 91; }
+case $said in
+  ./ | *"
+./") ;;
+  *) exit 92 ;;
+esac
 command -v make >/dev/null && command -v timeout >/dev/null || exit 93
 ulimit -c 0; ulimit -n 4096 2>/dev/null; ulimit -f "$blocks" || exit 94
 if [ "$processes" -gt 0 ]; then
@@ -68,11 +73,13 @@ clock() { read -r up rest </proc/uptime; now=${up%.*}${up#*.}; }
 clock; begun=$now
 exec </dev/null 2>/dev/null
 echo "tango-started $nonce" || exit 95
-(exec timeout -s KILL "$limit_s" make 2>&1)
+(
+  if [ "$limit_s" -gt 0 ]; then exec timeout -s KILL "$limit_s" make 2>&1; else exec make 2>&1; fi
+)
 code=$?
 if [ $code -eq 137 ] || [ $code -eq 124 ]; then
   clock
-  if [ $((now - begun)) -ge $((limit_s * 100 - 5)) ]; then code=124; else code=137; fi
+  if [ "$limit_s" -gt 0 ] && [ $((now - begun)) -ge $((limit_s * 100 - 5)) ]; then code=124; else code=137; fi
 fi
 if [ $code -ge 90 ] && [ $code -le 99 ]; then code=1; fi
 killed=?
@@ -85,7 +92,6 @@ exit $code
 """The third argument is the pipe that takes the output, where the engine does not."""
 
 _BLOCK = 512
-_END = bytes(2 * _BLOCK)
 
 
 def command(nonce: str, output: str = "") -> list[str]:
@@ -99,12 +105,14 @@ def mark(nonce: str) -> bytes:
 
 
 async def archive(
-    files: Sequence[InputFile], nonce: str, limits: Limits, *, processes: int
+    files: Sequence[InputFile], nonce: str, limits: Limits, *, processes: int, timed: bool = True
 ) -> AsyncGenerator[bytes, None]:
-    """The tar that a machine reads. `processes` is 0 where the engine limits them better.
+    """What a machine reads: the order and the tar. `processes` is 0 where the engine limits them better; not `timed`,
+    the program is ended from outside.
 
-    Raises InputChanged if a file is not as long as it was said to be: the nonce is then never sent.
+    Raises InputChanged if a file is not as long as it was said to be: the last member is then never sent.
     """
+    yield f"{nonce} {limits.timeout_s if timed else 0} {-(-limits.file_bytes // _BLOCK)} {processes}\n".encode()
     for file in files:
         yield _header(file.name, file.size)
         sent = 0
@@ -115,8 +123,7 @@ async def archive(
             raise InputChanged(f"{file.name}: {sent} of {file.size} bytes")
         if sent % _BLOCK:
             yield bytes(_BLOCK - sent % _BLOCK)
-    order = f"{nonce} {limits.timeout_s} {-(-limits.file_bytes // _BLOCK)} {processes}\n".encode()
-    yield _header(f".tango-{nonce}", len(order)) + order + bytes(-len(order) % _BLOCK) + _END
+    yield _WHOLE
 
 
 def _header(name: str, size: int) -> bytes:
@@ -124,6 +131,15 @@ def _header(name: str, size: int) -> bytes:
     info.size = size
     info.mode = 0o600
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8")
+
+
+def _last() -> bytes:
+    info = tarfile.TarInfo("./")
+    info.type, info.mode = tarfile.DIRTYPE, 0o755
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(2 * _BLOCK)
+
+
+_WHOLE = _last()
 
 
 def end_mark(nonce: str) -> bytes:
@@ -135,6 +151,8 @@ def end_mark(nonce: str) -> bytes:
 
 
 _RECORD = re.compile(rb"(\d{1,3}) (\d{1,9}|\?)\n")
+_END_MARK = re.compile(rb"tango-ended ([^ \n]*) " + _RECORD.pattern)
+"""Of any nonce; making one for each job's own would take longer than all else that is done to its output."""
 _RECORD_BYTES = 14
 """The longest end of an end mark."""
 
@@ -152,7 +170,10 @@ def end_of(output: bytes | mmap.mmap, nonce: str) -> tuple[int, bool | None] | N
 async def after_mark(output: AsyncIterator[bytes], nonce: str) -> AsyncGenerator[bytes, None]:
     """The program's own output: `output` without its marks; nothing if the first mark never came."""
     first, last = mark(nonce), end_mark(nonce)
-    whole = re.compile(re.escape(last) + _RECORD.pattern)
+
+    def kept(found: re.Match[bytes]) -> bytes:
+        return b"" if found[0].startswith(last) else found[0]
+
     begun, held = False, b""
     async for chunk in output:
         held += chunk
@@ -162,7 +183,7 @@ async def after_mark(output: AsyncIterator[bytes], nonce: str) -> AsyncGenerator
             if not held.startswith(first):
                 return
             begun, held = True, held[len(first) :]
-        held = whole.sub(b"", held)
+        held = _END_MARK.sub(kept, held)
         keep = _may_begin(held, last)
         if said := held[: len(held) - keep]:
             yield said

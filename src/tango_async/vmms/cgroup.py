@@ -22,8 +22,8 @@ from ..model import MachineSpec, Usage
 CONTROLLERS = ("pids", "memory", "cpu")
 OF_CORES = ("cpuset", "cpuacct")
 """Used where some cores are kept for quiet jobs. Version 2 counts with `cpu`."""
-OWN_PROCESSES = 6
-"""Bubblewrap, the bootstrap and its timer are in the group beside the job's own processes."""
+OWN_PROCESSES = 5
+"""Bubblewrap and the bootstrap are in the group beside the job's own processes."""
 PERIOD_US = 100_000
 REMOVE_S = 5.0
 
@@ -107,8 +107,16 @@ class Cgroups:
 
 def _limit(group: Path, h: Hierarchy, spec: MachineSpec) -> None:
     for file, value in h.limits(spec):
-        if file not in OPTIONAL or (group / file).exists():
-            (group / file).write_text(value)
+        try:
+            control = os.open(f"{group}/{file}", os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if file not in OPTIONAL:
+                raise
+            continue
+        try:
+            os.write(control, value.encode())
+        finally:
+            os.close(control)
 
 
 def find(wanted: Collection[str] = CONTROLLERS) -> list[Hierarchy]:
@@ -247,11 +255,27 @@ def out_of_memory(groups: Iterable[Path]) -> bool:
     """Whether the kernel killed a process of the groups for want of memory."""
     for group in groups:
         for file in ("memory.oom_control", "memory.events"):
-            with suppress(OSError):
-                counts = dict(line.split() for line in (group / file).read_text().splitlines())
-                if int(counts.get("oom_kill", 0)) > 0:
-                    return True
+            told = _OOM_KILL.search(_read(f"{group}/{file}"))
+            if told is not None and int(told[1]) > 0:
+                return True
     return False
+
+
+_OOM_KILL = re.compile(rb"^oom_kill (\d+)$", re.MULTILINE)
+
+
+def _read(path: str) -> bytes:
+    """A short file's content; nothing if there is none, or its group is gone."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(file, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(file)
 
 
 def usage(groups: Iterable[Path]) -> Usage | None:

@@ -26,7 +26,7 @@ from ..errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
 from ..model import Exit, Machine
 from . import bootstrap, outputs
 from .engine import Engine, State
-from .keeper import OUTPUT_SLACK_BYTES, POLL_S, Keeper, check_room, make_pipe, start, this_boot
+from .keeper import OUTPUT_SLACK_BYTES, Keeper, check_room, make_pipe, remove_directory, start, this_boot
 from .outputs import NO_SPEC, Channel, state_of
 
 PIPE = "/dev/tango"
@@ -46,6 +46,8 @@ TOO_MUCH = 128 + 25
 """SIGXFSZ."""
 
 KILL_S = 2.0
+BEGIN_POLL_S = (0.002, 0.05)
+"""Shortest and longest pause between two looks whether a machine has said something."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,12 +107,12 @@ class HostOutputs:
 
     async def begins(self, machine: Machine) -> bool:
         keeper = self._keeper(machine)
-        pause_s = POLL_S[0]
+        pause_s = BEGIN_POLL_S[0]
         with suppress(TimeoutError):
             async with asyncio.timeout(outputs.SOON_S):
                 while not await self.has_begun(machine):
                     await keeper.over_within(pause_s)
-                    pause_s = min(pause_s * 1.5, POLL_S[1])
+                    pause_s = min(pause_s * 1.5, BEGIN_POLL_S[1])
                 return True
         return False
 
@@ -193,7 +195,7 @@ class HostOutputs:
         await keeper.over_within(KILL_S)
         keeper.leave()
         self._keepers.pop(machine.id, None)
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        await asyncio.to_thread(remove_directory, directory)
 
     def _keeper(self, machine: Machine) -> Keeper:
         """The machine's keeper, found again if this instance does not follow it yet."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import AsyncGenerator, Sequence
@@ -24,8 +25,8 @@ from ..errors import MachineLost, VmmsUnavailable
 from .bootstrap import PATH
 
 CHUNK_BYTES = 256 * 1024
-POLL_S = (0.002, 0.05)
-"""Shortest and longest pause between two looks at the output of a running program."""
+LOOK_S = 0.05
+"""Between two looks at the output of a running program; its end is heard of at once."""
 
 ROOM_BYTES = 1024**2
 """Space without which no machine is made: its records and what a job usually says."""
@@ -72,19 +73,16 @@ class Keeper:
             file = os.open(self.directory / "output", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as e:
             raise MachineLost(f"machine {self.directory.name}: its output was removed") from e
-        pause_s = POLL_S[0]
         try:
             while True:
                 over = self.ended.is_set()  # asked before the read: what came before the end is read
                 if chunk := os.read(file, CHUNK_BYTES):
                     yield chunk
-                    pause_s = POLL_S[0]
                     await asyncio.sleep(0)
                 elif over:
                     return
                 else:
-                    await self.over_within(pause_s)
-                    pause_s = min(pause_s * 1.5, POLL_S[1])
+                    await self.over_within(LOOK_S)
         finally:
             os.close(file)
 
@@ -124,6 +122,16 @@ def make_pipe(directory: Path, mode: int) -> None:
     os.mkfifo(directory / "pipe")
     (directory / "pipe").chmod(mode)
     (directory / "output").touch()
+
+
+def remove_directory(directory: Path) -> None:
+    """Removes a machine's directory, which holds nothing but files; whatever else is found in there goes too."""
+    try:
+        for file in list(directory.iterdir()):
+            file.unlink()
+        directory.rmdir()
+    except OSError:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def check_room(directory: Path, name: str) -> None:

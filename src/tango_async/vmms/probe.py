@@ -43,7 +43,7 @@ def programs(bwrap: str, *, as_root: bool, on_host: bool, pins: bool = False) ->
     found = shutil.which(bwrap)
     if found is None:
         raise VmmsUnavailable(f"localSandbox: {bwrap} is not installed; try: apt-get install bubblewrap")
-    needed = NEEDS | ({"setpriv": "util-linux"} if as_root else {}) | ({"taskset": "util-linux"} if pins else {})
+    needed = NEEDS | ({"chroot": "coreutils"} if as_root else {}) | ({"taskset": "util-linux"} if pins else {})
     for program, package in needed.items():
         if (on_host or program not in ("make", "tar")) and shutil.which(program) is None:
             raise VmmsUnavailable(f"localSandbox: {program} is not installed; try: apt-get install {package}")

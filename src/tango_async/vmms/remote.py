@@ -117,10 +117,13 @@ exit $?
 DRIVE = r"""
 driver=$1 nonce=$2 output_bytes=$3
 mkdir autolab && cd autolab || exit 90
-why=$(tar -xmf - 2>&1) || { echo "$why"; exit 91; }
-order=.tango-$nonce
-[ -f "$order" ] && read -r seen limit_s blocks processes <"$order" && [ "$seen" = "$nonce" ] || exit 92
-rm -f "$order"; cd ..
+read -r seen limit_s blocks processes && [ "$seen" = "$nonce" ] || exit 92
+said=$(tar -xvmf - 2>&1) || { echo "$said"; exit 91; }
+case $said in
+  ./ | *"
+./") cd .. ;;
+  *) exit 92 ;;
+esac
 exec </dev/null 2>/dev/null
 "$driver" -u "$processes" -f $((blocks * 512)) -t "$limit_s" -o "$output_bytes" autolab | {
   IFS= read -r said

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from ..model import MachineSpec
@@ -71,6 +72,7 @@ def view(root: str) -> View:
     return _host() if root == HOST else _image(Path(root))
 
 
+@cache
 def _host() -> View:
     arguments = [a for name in SYSTEM for a in _entry(Path("/") / name, f"/{name}")]
     arguments += ["--perms", "0755", "--dir", "/etc"]

@@ -4,7 +4,7 @@ A sandbox must outlive a dispatcher that dies, so what watches over it is a smal
 its own. Beside what every keeper has (keeper.py), the machine's directory holds:
 
     init        bubblewrap's information, with the pid of the sandbox's first process
-    guard       seconds the program may take, for when nobody is there to enforce the deadline
+    guard       seconds the program may take; its only timer, out of the job's reach
     exit        the exit code and a newline; without the newline it was not written whole
 
 The supervisor dies with nobody, and everything else dies with it.
@@ -62,7 +62,7 @@ echo "$code" >exit
 """Signals stay at their defaults because the sandbox is not the asynchronous part: `sh` would have
 set INT and QUIT to ignored there, and a job cannot undo that.
 
-The collector's guard begins with the program: before, the sandbox waits for input whose other end
+The collector keeps the program's time, from the mark on: before, the sandbox waits for input whose other end
 the dispatcher holds, and ends with it. 137 is the guard's end, 153 too much output; any other failure
 leaves no record, so that the machine counts as lost."""
 
