@@ -14,7 +14,10 @@ from support.redis_server import RedisServer, server_programs
 from support.ward import Ward
 from tango_async.config import Settings, load
 
-pytest_plugins = ["support.fixtures_docker", "support.strays", "support.fixtures_ec2", "support.fixtures_tashi"]
+pytest_plugins = [
+    *("support.fixtures_docker", "support.fixtures_dist", "support.strays"),
+    *("support.fixtures_ec2", "support.fixtures_tashi"),
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -214,10 +214,11 @@ class Share(Group, frozen=True):
 
 class Dispatcher(Group, frozen=True):
     vmms: str = "auto"
-    """localSandbox, localDocker, ec2SSH, tashiSSH, package.module:Class, or auto: Docker if an engine answers and has
-    an image, else the sandbox. `TANGO_VMMS`"""
+    """localSandbox, localDocker, distDocker, ec2SSH, tashiSSH, package.module:Class, or auto: Docker if an engine
+    answers and has an image, else the sandbox. `TANGO_VMMS`"""
     slots: Count = max(1, os.cpu_count() or 1)
-    """Jobs of one core that run at a time on this host; `tango host slots` changes it while it runs. `TANGO_SLOTS`"""
+    """Jobs of one core that run at a time on this host; `tango host slots` changes it while it runs. With distDocker
+    its hosts' slots count instead. `TANGO_SLOTS`"""
     quiet_cores: CoreList = ""
     """Processor cores of this host that only quiet jobs use, such as `2-3`; all else keeps to the others. Empty: it
     takes no quiet jobs."""
@@ -376,9 +377,39 @@ class Sandbox(Group, frozen=True):
     """Limit memory and processes by cgroup where one is writable."""
 
 
+class DockerHost(Group, frozen=True):
+    """A table of `[[docker.hosts]]`."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,29}$")]
+    url: Annotated[str, Meta(pattern=r"^(unix|tcp|https|ssh)://.+$")]
+    slots: Count | None = None
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    known_hosts: Path | None = None
+
+
+class DockerRegistry(Group, frozen=True):
+    """A table of `[[docker.registries]]`."""
+
+    address: Annotated[str, Meta(min_length=1)]
+    user: Annotated[str, Meta(min_length=1)]
+    password_file: Path
+
+
 class Docker(Group, frozen=True):
     host: str = ""
     """The engine, as unix:// or tcp://; unset: `DOCKER_HOST`, then /var/run/docker.sock."""
+    hosts: tuple[DockerHost, ...] = ()
+    """Tables `[[docker.hosts]]`, the engines of distDocker: a `name`, which stays; a `url`, as unix://PATH,
+    tcp://HOST:PORT or ssh://USER@HOST:PORT/PATH (port and path of the engine's socket may be left out); `slots`, which
+    are the dispatcher's together (unset: the host's cores). With TLS `ca`, `cert` and `key` are files; with ssh `key`
+    is the private key (unset: those of the account), and `known_hosts` the file that names the host's key."""
+    away_s: Seconds = 90.0
+    """An engine that is out of reach for longer has lost its jobs: they run elsewhere. Till then they are waited for."""
+    registries: tuple[DockerRegistry, ...] = ()
+    """Tables `[[docker.registries]]`, for `tango image pull` and `push`: `address`, as image names begin, the `user`,
+    and the `password_file`."""
     network: str = "bridge"
     """Network of jobs whose network is not disabled."""
     runtime: str = ""
@@ -633,6 +664,7 @@ def _check(s: Settings) -> Settings:
     for pool in s.pools.image:
         if 0 < (s.pools.max if pool.max is None else pool.max) < pool.min:
             raise ConfigError(f"pools.image: {pool.pattern}: max is less than min")
+    _check_engines(s.docker)
     if s.dispatcher.adopt_grace_s < s.dispatcher.lease_s:
         raise ConfigError("dispatcher.adopt_grace_s: less than dispatcher.lease_s")
     _check_s3(s.store, s.s3)
@@ -648,6 +680,27 @@ def _check_s3(store: Store, s3: S3) -> None:
         raise ConfigError("s3.endpoint (TANGO_S3_ENDPOINT): expected https://host or http://host:port")
     if bool(s3.access_key) != bool(s3.secret_key):
         raise ConfigError("s3.access_key and s3.secret_key: one is set and the other is not")
+
+
+def _check_engines(docker: Docker) -> None:
+    for number, host in enumerate(docker.hosts):
+        where = f"docker.hosts: {host.name}"
+        if host.name in {other.name for other in docker.hosts[:number]}:
+            raise ConfigError(f"{where}: two hosts have this name")
+        if host.url in {other.url for other in docker.hosts[:number]}:
+            raise ConfigError(f"{where}: another host has the same url")
+        over_ssh = host.url.startswith("ssh://")
+        tls = {"ca": host.ca, "cert": host.cert} | ({} if over_ssh else {"key": host.key})
+        if over_ssh or host.url.startswith("unix://"):
+            if named := [name for name, file in tls.items() if file is not None]:
+                raise ConfigError(f"{where}: {named[0]} is for tcp:// and https:// only")
+        elif len({file is None for file in tls.values()}) > 1 or (host.url.startswith("https") and host.ca is None):
+            raise ConfigError(f"{where}: TLS needs ca, cert and key together")
+        if host.known_hosts is not None and not over_ssh:
+            raise ConfigError(f"{where}: known_hosts is for ssh:// only")
+        for name in ("ca", "cert", "key", "known_hosts"):
+            if (file := getattr(host, name)) is not None and not file.is_absolute():
+                raise ConfigError(f"{where}: {name}: {file} is no absolute path")
 
 
 def key_problem(key: str) -> str | None:

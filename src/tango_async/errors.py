@@ -20,6 +20,7 @@
     ├── Stale                  this holder's seq is no longer the job's: it may write nothing
     └── VmmsError              a machine or its engine failed: an infrastructure fault, to be retried
         ├── VmmsUnavailable    the engine does not answer, or this host lacks what it needs
+        │   └── HostUnavailable  … that is one of several, and the others work on
         ├── ImageNotFound      the engine has no such image
         ├── NoCapacity         there is no room for another machine now
         ├── Unsuitable         what was asked for cannot be had, now or later
@@ -113,6 +114,10 @@ class VmmsError(TangoError):
 
 class VmmsUnavailable(VmmsError):
     """The engine does not answer, or the host lacks what it needs."""
+
+
+class HostUnavailable(VmmsUnavailable):
+    """One of several engines does not answer."""
 
 
 class ImageNotFound(VmmsError):

@@ -385,6 +385,19 @@ class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
     """How often it was told to resume."""
 
 
+class EngineState(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several engines that a dispatcher has, as last seen."""
+
+    name: str
+    slots: int
+    busy: int
+    """Slots that jobs have; those on an engine that is out of reach are counted."""
+    healthy: bool
+    problem: str = ""
+    images: dict[str, str] = msgspec.field(default_factory=dict)
+    """Name → id."""
+
+
 class DispatcherRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a dispatcher publishes of itself at every beat; kept after it dies."""
 
@@ -415,6 +428,8 @@ class DispatcherRecord(msgspec.Struct, frozen=True, kw_only=True):
     shut: dict[str, str] = msgspec.field(default_factory=dict)
     """Image, or EVERY_IMAGE, of which it takes no jobs since too many failed in a row, and why."""
     problem: str = ""
+    engines: tuple[EngineState, ...] = ()
+    """Where it has several."""
     ended: int = 0
     """Attempts that have ended since this process started, however they did."""
     lag_s: float = 0.0

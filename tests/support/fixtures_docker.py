@@ -16,7 +16,7 @@ from support.ward import Ward
 
 IMAGE = "autograding_image"
 
-_BUILDER = Path(__file__).parents[2] / "deploy/images/grading_image.py"
+BUILDER = Path(__file__).parents[2] / "deploy/images/grading_image.py"
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +44,13 @@ def private_engine(docker_engine: Engine) -> Iterator[PrivateEngine]:
 
 def _private() -> Iterator[PrivateEngine]:
     if missing := PrivateEngine.missing():
-        _absent(missing)
+        absent(missing)
     engine = PrivateEngine()
     try:
         try:
             engine.start()
         except RuntimeError as e:
-            _absent(str(e))
+            absent(str(e))
         _with_image(engine)
         yield engine
     finally:
@@ -60,12 +60,12 @@ def _private() -> Iterator[PrivateEngine]:
 def _with_image(engine: Engine) -> None:
     if engine.call("GET", f"/images/{IMAGE}/json")[0] != 200:
         environment = os.environ | {"DOCKER_HOST": engine.host}
-        built = subprocess.run([sys.executable, str(_BUILDER)], env=environment, capture_output=True, text=True)
+        built = subprocess.run([sys.executable, str(BUILDER)], env=environment, capture_output=True, text=True)
         if built.returncode:
-            _absent(f"the grading image cannot be built: {built.stderr[-500:]}")
+            absent(f"the grading image cannot be built: {built.stderr[-500:]}")
 
 
-def _absent(why: str) -> NoReturn:
+def absent(why: str) -> NoReturn:
     """Skips at home; fails where everything must be there."""
     said = f"no Docker engine answers, and there can be none of our own: {why}"
     if os.environ.get("CI") == "true":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,11 +14,14 @@ pytest.register_assert_rewrite("contracts.vmms", "contracts.machines")
 
 from contracts.machines import Backend, processes, wait_until  # noqa: E402
 from support.engine import Engine, PrivateEngine  # noqa: E402
+from support.fixtures_dist import settings_of  # noqa: E402
 from support.fixtures_docker import IMAGE  # noqa: E402
+from support.netns import RemoteEngine  # noqa: E402
 from support.ward import Ward  # noqa: E402
 from tango_async.config import Docker, Settings, Store  # noqa: E402
 from tango_async.model import Machine  # noqa: E402
 from tango_async.vmms import host_outputs  # noqa: E402
+from tango_async.vmms.dist import DistDocker  # noqa: E402
 from tango_async.vmms.docker import LocalDocker  # noqa: E402
 
 
@@ -72,3 +76,40 @@ async def until_it_listens(machine: Machine) -> None:
         return False
 
     await wait_until(lambda: any(map(opened, processes(machine.nonce))), "the machine has opened its pipe")
+
+
+@dataclass
+class Dist(Backend):
+    """With the engines in the order of their hosts' names."""
+
+    engines: list[RemoteEngine]
+
+    def on(self, number: int) -> list[str]:
+        """Containers of the host."""
+        return self.engines[number].containers(f"tango-async.host=n{number}")
+
+
+@asynccontextmanager
+async def dist_on(
+    ward: Ward, engines: list[RemoteEngine], data_dir: Path, settings: Settings | None = None
+) -> AsyncIterator[Dist]:
+    install = f"test-{uuid4().hex}"
+    ward.installs.extend((engine, install) for engine in engines)
+    used = settings or settings_of(engines, data_dir)
+
+    async def opened() -> DistDocker:
+        vmms = DistDocker(used, install)
+        await vmms.open()
+        return vmms
+
+    vmms = await opened()
+    try:
+        yield Dist(opened, vmms, IMAGE, data_dir, engines)
+    finally:
+        await vmms.close()
+
+
+@pytest.fixture
+async def dist(ward: Ward, engines: list[RemoteEngine], tmp_path: Path) -> AsyncIterator[Dist]:
+    async with dist_on(ward, engines, tmp_path) as backend:
+        yield backend

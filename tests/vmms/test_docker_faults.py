@@ -186,7 +186,7 @@ async def test_an_end_that_no_engine_saw_is_lost(backend: Backend, private_engin
 async def test_an_engine_that_stays_away_is_told(
     backend: Backend, private_engine: PrivateEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs, "AWAY_S", 0.5)
+    monkeypatch.setattr(backend.vmms._engine, "away_s", 0.5)
     step = Step()
     async with running(backend, f"{step}") as (machine, job):
         await step.reached()

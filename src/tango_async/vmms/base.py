@@ -11,13 +11,14 @@ A third party adds a back-end as `package.module:Class` without touching this pa
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..config import Settings
 from ..errors import ConfigError
-from ..model import Capabilities, Credentials, Exit, InputFile, Limits, Machine, MachineSpec, Usage
+from ..model import Capabilities, Credentials, EngineState, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 
 
 class Vmms(Protocol):
@@ -84,6 +85,44 @@ class CloudVmms(Vmms, Protocol):
         """A job's own account, before a machine is made there; kept until nothing is left there, over restarts."""
 
 
+@runtime_checkable
+class ManyHosts(Protocol):
+    """Besides, what a back-end over several hosts must do: none of these calls waits for a host but the last two."""
+
+    changed: asyncio.Event
+    """Set when a host has come or gone, or its images are others; whoever waits for it clears it."""
+
+    def hosts(self) -> list[EngineState]:
+        """Each host as last seen."""
+
+    def slots(self) -> int:
+        """The slots of all hosts that are well, and those that jobs still have on the others."""
+
+    def room(self, image: str) -> int:
+        """Slots that are free now for jobs of the image."""
+
+    def ask(self, image: str, n: int) -> asyncio.Future[str]:
+        """A turn to take `n` slots of one host; it tells which when they are taken. See `leave`.
+
+        Its error is ImageNotFound if no host has the image, or HostUnavailable if only one has that is away.
+        """
+
+    def leave(self, n: int, turn: asyncio.Future[str]) -> None:
+        """Gives back what the turn has taken, or gives the turn up."""
+
+    def hold(self, machine: Machine, n: int) -> asyncio.Future[str]:
+        """Takes `n` slots of the machine's host at once, whether they are free or not; to be left as a turn."""
+
+    def host_of(self, machine: Machine) -> str:
+        """The name of the host that the machine is on."""
+
+    async def initialize_on(self, host: str, spec: MachineSpec, owner: str) -> Machine:
+        """As `initialize_vm`, which chooses the host itself: a healthy one with the image and most room."""
+
+    async def reaches(self, machine: Machine) -> bool:
+        """Whether the machine's host answers now."""
+
+
 Factory = Callable[[Settings, str], Vmms]
 """Called with the settings and the installation's id."""
 
@@ -92,6 +131,7 @@ KNOWN = {
     "localDocker": "tango_async.vmms.docker:LocalDocker",
     "ec2SSH": "tango_async.vmms.ec2.driver:Ec2Ssh",
     "tashiSSH": "tango_async.vmms.tashi.driver:TashiSsh",
+    "distDocker": "tango_async.vmms.dist:DistDocker",
 }
 
 

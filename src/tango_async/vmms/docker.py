@@ -11,14 +11,14 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from ..config import Settings
+from ..config import Docker, Settings
 from ..errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
 from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 from . import bootstrap
@@ -30,7 +30,7 @@ from .outputs import NO_SPEC, Channel, Outputs, state_of
 
 log = logging.getLogger(__name__)
 
-INSTALL, OWNER, NONCE, SPEC = (f"tango-async.{what}" for what in ("install", "owner", "nonce", "spec"))
+INSTALL, OWNER, NONCE, SPEC, HOST = (f"tango-async.{what}" for what in ("install", "owner", "nonce", "spec", "host"))
 """The labels of every container that is made here."""
 
 BEGIN_POLL_S = 0.2
@@ -47,20 +47,30 @@ OVERHEAD = 2
 """Processes of the bootstrap itself: sh and timeout."""
 
 
-class LocalDocker:
-    """The back-end over the engine of `settings.docker.host`, or of /var/run/docker.sock."""
+class Containers:
+    """The machines of one engine. Where there are several, `host` is its name, and `others` are theirs."""
 
     name = "localDocker"
     capabilities = Capabilities(adopt=True, prestart=True, load_images=True, image_ids=True, network=True, cpusets=True)
 
-    def __init__(self, settings: Settings, install: str) -> None:
-        self._settings = settings.docker
-        self.capabilities = replace(self.capabilities, gpu=bool(settings.docker.gpus))
+    def __init__(
+        self,
+        settings: Docker,
+        install: str,
+        engine: Engine,
+        outputs: Outputs,
+        host: str = "",
+        others: Collection[str] = (),
+    ) -> None:
+        self._settings = settings
+        self.capabilities = replace(self.capabilities, gpu=bool(settings.gpus))
         self._install = install
+        self._host = host
+        self._others = others
         self._prefix = f"tango-{hashlib.sha256(install.encode()).hexdigest()[:8]}"
-        self._engine = Engine(settings.docker.host)
+        self._engine = engine
         self._images = Images(self._engine, self._throwaway)
-        self._outputs = outputs_of(settings, self._engine)
+        self._outputs = outputs
         self._inputs: dict[str, Attached] = {}
         """The standard inputs of the machines that this object made."""
         self._unshared = ""
@@ -81,9 +91,13 @@ class LocalDocker:
         await self._engine.close()
 
     async def get_images(self) -> list[str]:
+        self.check()
+        return await self._images.names()
+
+    def check(self) -> None:
+        """Raises VmmsUnavailable if no job could be run now, though the engine is well."""
         self._check_shared()
         self._outputs.check()
-        return await self._images.names()
 
     async def image_ids(self) -> dict[str, str]:
         return await self._images.ids()
@@ -178,30 +192,37 @@ class LocalDocker:
             async for _ in output:
                 pass  # after_mark stops where the mark is missing; the end tells whether it was lost
 
+    async def reach(self, machine: Machine) -> None:
+        """Returns if the engine answers. Raises VmmsUnavailable, MachineLost."""
+        await self._engine.state(machine.id)
+
     async def usage(self, machine: Machine) -> Usage | None:
         return await self._engine.usage(machine.id)
 
     async def destroy_vm(self, machine: Machine) -> None:
-        stdin = self._inputs.pop(machine.id, None)
-        if stdin is not None:
-            await stdin.close()
+        await self.forget(machine)
         # First: an engine that hangs may have the files, and would begin the program when it goes on.
         self._outputs.shut(machine)
         await self._engine.remove(machine.id)
         await self._outputs.remove(machine)
 
+    async def forget(self, machine: Machine) -> None:
+        """Lets go of its input."""
+        stdin = self._inputs.pop(machine.id, None)
+        if stdin is not None:
+            await stdin.close()
+
     async def get_vms(self) -> list[Machine]:
         """Also those of which only the output is left: their creation failed, or somebody removed the container."""
         kept = {machine.id: machine for machine in self._outputs.machines()}
-        listed = await self._engine.containers(f"{INSTALL}={self._install}")
+        ours = await self._engine.containers(f"{INSTALL}={self._install}")
+        listed = [container for container in ours if container["Labels"].get(HOST) not in self._others]
         names = ((container["Names"] or [container["Id"]])[0].removeprefix("/") for container in listed)
         found = {name: _machine(name, container["Labels"]) for name, container in zip(names, listed, strict=True)}
         return list((kept | found).values())
 
     async def adopt(self, machine: Machine) -> None:
-        stdin = self._inputs.pop(machine.id, None)
-        if stdin is not None:
-            await stdin.close()
+        await self.forget(machine)
         await self._outputs.adopt(machine)
         await self._until_begun(machine)
 
@@ -218,7 +239,8 @@ class LocalDocker:
 
     def _labels(self, machine: Machine) -> dict[str, str]:
         spec = msgspec.json.encode(machine.spec).decode()
-        return {INSTALL: self._install, OWNER: machine.owner, NONCE: machine.nonce, SPEC: spec}
+        labels = {INSTALL: self._install, OWNER: machine.owner, NONCE: machine.nonce, SPEC: spec}
+        return labels | ({HOST: self._host} if self._host else {})
 
     def _container(self, machine: Machine, image: str, user: str, channel: Channel) -> dict[str, Any]:
         """What the engine is to make: everything an image could say about how it is run is overridden."""
@@ -271,6 +293,14 @@ def _gpus(wanted: str) -> dict[str, Any]:
     """The engine takes a number, where -1 is all, or ids."""
     which: dict[str, Any] = {"Count": -1} if wanted == "all" else {"DeviceIDs": wanted.split(",")}
     return {"Driver": "", "Capabilities": [["gpu"]], **which}
+
+
+class LocalDocker(Containers):
+    """The back-end over the engine of `settings.docker.host`, or of /var/run/docker.sock."""
+
+    def __init__(self, settings: Settings, install: str) -> None:
+        engine = Engine(settings.docker.host, away_s=settings.docker.away_s)
+        super().__init__(settings.docker, install, engine, outputs_of(settings, engine))
 
 
 def outputs_of(settings: Settings, engine: Engine) -> Outputs:

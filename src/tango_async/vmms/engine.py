@@ -12,12 +12,14 @@ import errno
 import getpass
 import json
 import os
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import aiodocker
 import aiohttp
@@ -34,6 +36,11 @@ MIN_API = (1, 40)
 
 PROBE_S = 5.0
 """How long an engine may take to answer at the start."""
+
+SILENCE_S = 15
+"""A connection whose other end the network has not heard for so long is broken."""
+
+LEAVE_S = 1.0
 
 _NO_LIMIT = aiohttp.ClientTimeout()
 _UNREACHABLE = 900
@@ -79,11 +86,17 @@ class FileMissing(EngineError):
 class Engine:
     """A client of one engine. Open it first, inside the running loop. Raises ConfigError for what is no address."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, *, away_s: float = 90.0, tls: Tls | None = None, name: str = "") -> None:
         self.host = host or DEFAULT_HOST
         if not self.host.startswith(SCHEMES):
             raise ConfigError(f"docker.host: {host!r} is neither unix://PATH nor tcp://HOST:PORT")
         self.cores = 0
+        self.away_s = away_s
+        """One that is away for longer, as no restart takes, is an error."""
+        self._tls = tls
+        self._name = name or self.host
+        """As it is told of in errors."""
+        self._sockets = _Sockets()
         self._session: aiohttp.ClientSession | None = None
         self._client: aiodocker.Docker | None = None
 
@@ -95,7 +108,7 @@ class Engine:
 
     async def open(self) -> None:
         """Connects. Raises VmmsUnavailable, saying what to install, start or permit."""
-        url, connector = _connector(self.host)
+        url, connector = _connector(self.host, self._tls, self._sockets)
         self._session = aiohttp.ClientSession(connector=connector)
         self._client = aiodocker.Docker(url, connector=connector, session=self._session)
         try:
@@ -112,23 +125,24 @@ class Engine:
             api = tuple(int(part) for part in version["ApiVersion"].split("."))
             self.cores = int(info["NCPU"])
         except TimeoutError as e:
-            raise VmmsUnavailable(f"the Docker engine at {self.host} does not answer within {PROBE_S:.0f} s") from e
+            raise VmmsUnavailable(f"the Docker engine at {self._name} does not answer within {PROBE_S:.0f} s") from e
         except aiodocker.DockerError as e:
-            raise VmmsUnavailable(_advice(self.host, e)) from e
+            raise VmmsUnavailable(_advice(self._name, e)) from e
         except (aiohttp.ClientError, OSError) as e:
-            raise VmmsUnavailable(f"the Docker engine at {self.host} broke off: {e!r}") from e
+            raise VmmsUnavailable(f"the Docker engine at {self._name} broke off: {e!r}") from e
         except (ValueError, TypeError, KeyError) as e:
-            raise VmmsUnavailable(f"what answers at {self.host} is no Docker engine") from e
+            raise VmmsUnavailable(f"what answers at {self._name} is no Docker engine") from e
         if api < MIN_API:
             wanted = ".".join(map(str, MIN_API))
             raise VmmsUnavailable(
-                f"the Docker engine at {self.host} speaks API {version['ApiVersion']}; {wanted} needed"
+                f"the Docker engine at {self._name} speaks API {version['ApiVersion']}; {wanted} needed"
             )
 
     async def close(self) -> None:
         session, self._session, self._client = self._session, None, None
         if session is not None:
             await session.close()
+            await self._sockets.closed()
 
     # containers
 
@@ -356,26 +370,72 @@ def payload(pending: bytearray) -> bytes:
     return b"".join(parts)
 
 
-def _connector(host: str) -> tuple[str, aiohttp.BaseConnector]:
-    """The address as aiodocker wants it, and a connector without a limit: a hundred jobs wait at a time."""
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """The files with which engine and client know each other. `named` tells what to look at if they are wrong."""
+
+    ca: Path
+    cert: Path
+    key: Path
+    named: str
+
+    def context(self) -> ssl.SSLContext:
+        """Raises VmmsUnavailable."""
+        try:
+            context = ssl.create_default_context(cafile=str(self.ca))
+            context.load_cert_chain(str(self.cert), str(self.key))
+        except OSError as e:
+            files = ", ".join(map(str, (self.ca, self.cert, self.key)))
+            raise VmmsUnavailable(f"{self.named}: of {files} one is missing or not valid: {e}") from e
+        return context
+
+
+def _connector(host: str, tls: Tls | None, sockets: _Sockets) -> tuple[str, aiohttp.BaseConnector]:
+    """The address as aiodocker wants it, and a connector without a limit: a hundred jobs wait at a time.
+
+    A fresh connection each: a kept one dies with the engine and fails the first call after its restart.
+    """
     scheme, _, address = host.partition("://")
     if scheme == "unix":
-        # A fresh connection each: a kept one dies with the engine and fails the first call after its restart.
         return "unix://localhost", aiohttp.UnixConnector(address, limit=0, force_close=True)
-    if scheme == "https" or os.environ.get("DOCKER_TLS_VERIFY"):
-        return f"https://{address}", aiohttp.TCPConnector(limit=0, ssl=_tls())
-    return f"http://{address}", aiohttp.TCPConnector(limit=0)
+    if tls is None and (scheme == "https" or os.environ.get("DOCKER_TLS_VERIFY")):
+        tls = _usual_tls()
+    context: ssl.SSLContext | bool = True if tls is None else tls.context()
+    connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=context, socket_factory=sockets.make)
+    return f"{'http' if tls is None else 'https'}://{address}", connector
 
 
-def _tls() -> ssl.SSLContext:
+def _usual_tls() -> Tls:
     """Docker's own convention: ca.pem, cert.pem and key.pem in one directory."""
     directory = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
-    try:
-        context = ssl.create_default_context(cafile=str(directory / "ca.pem"))
-        context.load_cert_chain(str(directory / "cert.pem"), str(directory / "key.pem"))
-    except OSError as e:
-        raise VmmsUnavailable(f"DOCKER_CERT_PATH: {directory} lacks a valid ca.pem, cert.pem or key.pem: {e}") from e
-    return context
+    return Tls(directory / "ca.pem", directory / "cert.pem", directory / "key.pem", "DOCKER_CERT_PATH")
+
+
+class _Sockets:
+    """Sockets that break when the network has been cut for SILENCE_S: a wait for output would else never end."""
+
+    def __init__(self) -> None:
+        self._open: WeakSet[socket.socket] = WeakSet()
+
+    def make(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol = address[:3]
+        made = socket.socket(family, kind, protocol)
+        self._open.add(made)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            (socket.TCP_KEEPIDLE, SILENCE_S // 3),
+            (socket.TCP_KEEPINTVL, SILENCE_S // 3),
+            (socket.TCP_KEEPCNT, 2),
+            (socket.TCP_USER_TIMEOUT, SILENCE_S * 1000),
+        ):
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+        return made
+
+    async def closed(self) -> None:
+        """TLS takes leave in the background. Waits for it, but not for one that hears nothing any more."""
+        end = asyncio.get_running_loop().time() + LEAVE_S
+        while any(one.fileno() >= 0 for one in self._open) and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.01)
 
 
 def _advice(host: str, error: aiodocker.DockerError) -> str:

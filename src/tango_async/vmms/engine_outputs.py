@@ -112,18 +112,16 @@ class EngineOutputs:
     async def ended(self, machine: Machine) -> Exit:
         patience = UNREAD_S
         while True:
-            watched = True
             try:
                 async with asyncio.timeout(patience):
                     await self._engine.wait(machine.id)
             except TimeoutError:
                 await self._leave_unread(machine)
             except VmmsUnavailable:
-                watched = False
                 self._unwatched.add(machine.id)
             state = await state_of(self._engine, machine)
             if not state.running:
-                return await self._told(machine, state, watched=watched)
+                return await self._told(machine, state)
             patience = outputs.POLL_S
 
     async def _leave_unread(self, machine: Machine) -> None:
@@ -131,13 +129,11 @@ class EngineOutputs:
         if live is not None and not live.read:
             await live.close()
 
-    async def _told(self, machine: Machine, state: State, *, watched: bool) -> Exit:
-        if not watched:
-            # An engine without live-restore takes its containers with it; one with it has lost the last output.
-            raise MachineLost("the machine ended while its engine was away")
+    async def _told(self, machine: Machine, state: State) -> Exit:
         # Only a script that came to its end has status 0; of the others the first line tells.
         if state.code != 0 or state.status == "created":
             await self._check_started(machine, state)
+        # An engine without live-restore takes its containers with it; one with it has lost the last output.
         doubtful = machine.id in self._unwatched or state.code == outputs.UNKNOWN_END
         if doubtful and not state.out_of_memory:
             await self._check_whole(machine)
@@ -150,7 +146,7 @@ class EngineOutputs:
             async for chunk in chunks:
                 tail = (tail + chunk)[-bootstrap.HEAD_BYTES :]
         if bootstrap.end_of(tail, machine.nonce) is None:
-            raise MachineLost("the end of its output was lost with its engine")
+            raise MachineLost("the machine ended while its engine was away, and the end of its output was lost")
 
     async def _check_started(self, machine: Machine, state: State) -> None:
         said = b""

@@ -25,9 +25,6 @@ POLL_S = 5.0
 ANSWER_S = 10.0
 """An engine that does not tell a container's state for so long counts as away."""
 
-AWAY_S = 90.0
-"""An engine that is away for longer, as no restart takes, is an error."""
-
 UNKNOWN_END = 255
 """The engine's code for a container that it found dead; no bootstrap ends with it."""
 
@@ -95,7 +92,7 @@ class Outputs(Protocol):
 async def state_of(engine: Engine, machine: Machine) -> State:
     """Asked again while the engine is away, as it is while it restarts."""
     loop = asyncio.get_running_loop()
-    give_up = loop.time() + AWAY_S
+    give_up = loop.time() + engine.away_s
     pause_s = 0.05
     while True:
         try:
@@ -103,6 +100,6 @@ async def state_of(engine: Engine, machine: Machine) -> State:
                 return await engine.state(machine.id)
         except (VmmsUnavailable, TimeoutError) as e:
             if loop.time() > give_up:
-                raise VmmsUnavailable(f"the Docker engine has been away for {AWAY_S:.0f} s") from e
+                raise VmmsUnavailable(f"the Docker engine has been away for {engine.away_s:.0f} s") from e
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, 1.0)

@@ -1,0 +1,138 @@
+"""Docker engines that are hosts of their own: each a real dockerd in namespaces of its own, behind a link that can be cut.
+
+The link is a pair of veth devices, one end in the engine's network namespace; it goes with the namespace,
+also when the test run is killed. The engine answers there with TLS, on request without, and by sshd.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from itertools import count
+from pathlib import Path
+
+from support.engine import PrivateEngine, _child
+
+TLS_PORT, PLAIN_PORT = 2376, 2375
+SSHD = "/usr/sbin/sshd"
+
+_numbers = count(os.getpid() * 8)
+
+
+class Certificates:
+    """An authority, and what it has signed: ca.pem, client-*.pem, and a pair for each engine's address."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.directory = directory
+        self.ca, self.cert, self.key = (directory / f"{name}.pem" for name in ("ca", "client", "client-key"))
+        _openssl(directory, "req", "-x509", *_EC, "-keyout", "ca-key.pem", "-out", "ca.pem", "-subj", "/CN=authority")
+        self.sign("client", "extendedKeyUsage=clientAuth")
+
+    def sign(self, name: str, extension: str) -> None:
+        """NAME.pem and NAME-key.pem."""
+        d = self.directory
+        _openssl(d, "req", "-new", *_EC, "-keyout", f"{name}-key.pem", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        (d / f"{name}.ext").write_text(extension)
+        signer = ["-CA", "ca.pem", "-CAkey", "ca-key.pem", "-CAcreateserial", "-extfile", f"{name}.ext"]
+        _openssl(d, "x509", "-req", "-in", f"{name}.csr", *signer, "-out", f"{name}.pem", "-days", "2")
+
+
+_EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+
+
+def _openssl(directory: Path, *words: str) -> None:
+    subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
+
+
+class RemoteEngine(PrivateEngine):
+    """An engine behind a link. `address` is its own, `gateway` ours."""
+
+    def __init__(self, certificates: Certificates | None = None) -> None:
+        super().__init__()
+        self.certificates = certificates
+        number = next(_numbers)
+        self.link = f"tg{number % 10**8}"
+        a, b = number // 64 % 256, number % 64 * 4
+        self.gateway, self.address = f"10.231.{a}.{b + 1}", f"10.231.{a}.{b + 2}"
+        self._sshd: subprocess.Popen[bytes] | None = None
+
+    @staticmethod
+    def missing() -> str:
+        absent = [p for p in ("ip", "openssl") if shutil.which(p) is None]
+        return PrivateEngine.missing() or (f"not installed: {', '.join(absent)}" if absent else "")
+
+    @property
+    def url(self) -> str:
+        """As `docker.hosts` takes it."""
+        return f"tcp://{self.address}:{TLS_PORT if self.certificates else PLAIN_PORT}"
+
+    def _hold(self) -> None:
+        super()._hold()
+        assert self._holder is not None
+        self._inside = str(_child(self._holder.pid))
+        _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self._inside)
+        _ip("addr", "add", f"{self.gateway}/30", "dev", self.link)
+        _ip("link", "set", self.link, "up")
+        for words in (f"addr add {self.address}/30 dev eth0", "link set eth0 up", "link set lo up"):
+            subprocess.run([*self._enter, "ip", *words.split()], check=True)
+
+    @property
+    def _enter(self) -> list[str]:
+        return ["nsenter", "--target", self._inside, "--net", "--mount", "--pid"]
+
+    def _command(self) -> list[str]:
+        command = [*super()._command(), "-H", self.url]
+        if self.certificates is None:
+            return command
+        d = self.certificates.directory
+        if not (d / f"{self.address}.pem").exists():
+            self.certificates.sign(self.address, f"subjectAltName=IP:{self.address}")
+        files = ["--tlscacert", f"{d}/ca.pem", "--tlscert", f"{d}/{self.address}.pem"]
+        return [*command, "--tlsverify", *files, "--tlskey", f"{d}/{self.address}-key.pem"]
+
+    def cut(self) -> None:
+        """Nothing comes through, and nobody is told so."""
+        _ip("link", "set", self.link, "down")
+
+    def heal(self) -> None:
+        _ip("link", "set", self.link, "up")
+
+    def start_sshd(self, authorized_key: str) -> str:
+        """The host's public key."""
+        d = self.directory
+        if not (d / "host_key").exists():
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(d / "host_key")], check=True)
+        (d / "authorized").write_text(authorized_key)
+        options = [f"HostKey {d}/host_key", f"AuthorizedKeysFile {d}/authorized", f"ListenAddress {self.address}"]
+        options += ["StrictModes no", "UsePAM no", "PidFile none", "PermitRootLogin prohibit-password", "MaxSessions 4"]
+        (d / "sshd_config").write_text("\n".join(options) + "\n")
+        subprocess.run([*self._enter, "mkdir", "-p", "/run/sshd"], check=True)
+        with (d / "sshd-log").open("ab") as log:
+            command = [*self._enter, SSHD, "-D", "-e", "-f", str(d / "sshd_config")]
+            self._sshd = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
+        for _ in range(200):
+            try:
+                socket.create_connection((self.address, 22), timeout=1).close()
+                return (d / "host_key.pub").read_text().strip()
+            except OSError:
+                time.sleep(0.05)
+        raise RuntimeError((d / "sshd-log").read_text()[-500:])
+
+    def stop_sshd(self) -> None:
+        if self._sshd is not None:
+            os.kill(_child(self._sshd.pid), 9)
+            self._sshd.wait(10)
+            self._sshd = None
+
+    def stop(self) -> None:
+        self.stop_sshd()
+        super().stop()
+        subprocess.run(["ip", "link", "del", self.link], capture_output=True)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
