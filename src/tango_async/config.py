@@ -406,7 +406,7 @@ class Docker(Group, frozen=True):
     are the dispatcher's together (unset: the host's cores). With TLS `ca`, `cert` and `key` are files; with ssh `key`
     is the private key (unset: those of the account), and `known_hosts` the file that names the host's key."""
     away_s: Seconds = 90.0
-    """An engine that is out of reach for longer has lost its jobs: they run elsewhere. Till then they are waited for."""
+    """An engine that is out of reach for longer has lost its jobs: they run elsewhere. Till then it is waited for."""
     registries: tuple[DockerRegistry, ...] = ()
     """Tables `[[docker.registries]]`, for `tango image pull` and `push`: `address`, as image names begin, the `user`,
     and the `password_file`."""

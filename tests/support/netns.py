@@ -1,4 +1,4 @@
-"""Docker engines that are hosts of their own: each a real dockerd in namespaces of its own, behind a link that can be cut.
+"""Docker engines that are hosts of their own: each a real dockerd in its namespaces, behind a link that can be cut.
 
 The link is a pair of veth devices, one end in the engine's network namespace; it goes with the namespace,
 also when the test run is killed. The engine answers there with TLS, on request without, and by sshd.
@@ -57,6 +57,7 @@ class RemoteEngine(PrivateEngine):
         number = next(_numbers)
         self.link = f"tg{number % 10**8}"
         a, b = number // 64 % 256, number % 64 * 4
+        self._net = f"10.231.{a}.{b}/30"
         self.gateway, self.address = f"10.231.{a}.{b + 1}", f"10.231.{a}.{b + 2}"
         self._sshd: subprocess.Popen[bytes] | None = None
 
@@ -77,6 +78,8 @@ class RemoteEngine(PrivateEngine):
         _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self._inside)
         _ip("addr", "add", f"{self.gateway}/30", "dev", self.link)
         _ip("link", "set", self.link, "up")
+        # Without it, what is for an engine that is gone would go out into the world.
+        _ip("route", "add", "blackhole", self._net, "metric", "9999")
         for words in (f"addr add {self.address}/30 dev eth0", "link set eth0 up", "link set lo up"):
             subprocess.run([*self._enter, "ip", *words.split()], check=True)
 
@@ -96,10 +99,10 @@ class RemoteEngine(PrivateEngine):
 
     def cut(self) -> None:
         """Nothing comes through, and nobody is told so."""
-        _ip("link", "set", self.link, "down")
+        subprocess.run([*self._enter, "ip", "link", "set", "eth0", "down"], check=True)
 
     def heal(self) -> None:
-        _ip("link", "set", self.link, "up")
+        subprocess.run([*self._enter, "ip", "link", "set", "eth0", "up"], check=True)
 
     def start_sshd(self, authorized_key: str) -> str:
         """The host's public key."""
@@ -131,7 +134,8 @@ class RemoteEngine(PrivateEngine):
     def stop(self) -> None:
         self.stop_sshd()
         super().stop()
-        subprocess.run(["ip", "link", "del", self.link], capture_output=True)
+        for words in (["link", "del", self.link], ["route", "del", "blackhole", self._net]):
+            subprocess.run(["ip", *words], capture_output=True)
 
 
 def _ip(*words: str) -> None:

@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
-from contracts.machines import Backend
+from contracts.machines import Backend, Ran, first_output, follow, inputs, limit, make, wait_until
 from contracts.vmms import VmmsContract
+from support.fixtures_dist import settings_of
+from support.images import variation
+from support.netns import RemoteEngine
+from support.ward import Ward
 from tango_async.config import Settings
-from tango_async.errors import ConfigError
-from tango_async.vmms.base import load
-from vmms.conftest import Dist
+from tango_async.errors import ConfigError, HostUnavailable, ImageNotFound, VmmsUnavailable
+from tango_async.model import Exit
+from tango_async.vmms import dist_host, engine, outputs
+from tango_async.vmms.base import ManyHosts, load
+from tango_async.vmms.dist import DistDocker
+from vmms.conftest import Dist, dist_on
+
+TICKS = "i=0; while [ $i -lt {} ]; do i=$((i+1)); echo tick $i; sleep 0.25; done"
+
+
+def ticks(n: int) -> bytes:
+    return b"".join(b"tick %d\n" % i for i in range(1, n + 1))
 
 
 @pytest.fixture
 def backend(dist: Dist) -> Backend:
     return dist
+
+
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for in minutes is over in seconds."""
+    monkeypatch.setattr(engine, "SILENCE_S", 3)
+    monkeypatch.setattr(dist_host, "LOOK_S", 1.0)
+    monkeypatch.setattr(outputs, "ANSWER_S", 1.0)
+    monkeypatch.setattr(outputs, "POLL_S", 1.0)
+
+
+def well(vmms: ManyHosts) -> dict[str, bool]:
+    return {host.name: host.healthy for host in vmms.hosts()}
+
+
+def vmms_of(dist: Dist) -> DistDocker:
+    assert isinstance(dist.vmms, DistDocker) and isinstance(dist.vmms, ManyHosts)
+    return dist.vmms
 
 
 class TestDistDocker(VmmsContract):
@@ -24,3 +58,114 @@ class TestDistDocker(VmmsContract):
 async def test_it_needs_hosts() -> None:
     with pytest.raises(ConfigError, match=r"docker\.hosts: empty"):
         load("distDocker", Settings(), "here")
+
+
+async def test_machines_are_spread_and_their_ids_name_their_hosts(dist: Dist) -> None:
+    async with dist.machine() as one, dist.machine() as two:
+        assert {one.id.partition("/")[0], two.id.partition("/")[0]} == {"n0", "n1"}
+        assert (len(dist.on(0)), len(dist.on(1))) == (1, 1)
+        assert {machine.id for machine in await dist.vmms.get_vms()} == {one.id, two.id}
+
+
+async def test_a_machine_is_made_only_where_its_image_is(dist: Dist) -> None:
+    with variation(dist.engines[1]) as image:
+        await wait_until(lambda: image in vmms_of(dist).hosts()[1].images, "the image is seen")
+        assert image in await dist.vmms.get_images()
+        for _ in range(3):
+            async with dist.machine(image=image) as machine:
+                assert vmms_of(dist).host_of(machine) == "n1"
+        assert vmms_of(dist).room(image) == 2
+        dist.engines[1].cut()
+        await wait_until(lambda: not well(vmms_of(dist))["n1"], "the cut is noticed", 15)
+        with pytest.raises(HostUnavailable, match="n1"):
+            await dist.vmms.initialize_vm(dist.spec(image=image), "tester")
+        assert vmms_of(dist).room(image) == 0
+        dist.engines[1].heal()
+        await wait_until(lambda: well(vmms_of(dist))["n1"], "it is back", 15)
+    await wait_until(lambda: image not in vmms_of(dist).hosts()[1].images, "the image is gone")
+    with pytest.raises(ImageNotFound):
+        await dist.vmms.initialize_vm(dist.spec(image=image), "tester")
+
+
+async def test_a_host_that_is_cut_off_gets_no_machine_and_comes_back_by_itself(dist: Dist, brisk: None) -> None:
+    dist.engines[0].cut()
+    await wait_until(lambda: not well(vmms_of(dist))["n0"], "the cut is noticed")
+    assert vmms_of(dist).slots() == 2
+    for _ in range(2):
+        async with dist.machine() as machine:
+            assert vmms_of(dist).host_of(machine) == "n1"
+    dist.engines[0].heal()
+    await wait_until(lambda: well(vmms_of(dist))["n0"], "it is back")
+    assert vmms_of(dist).slots() == 4
+    assert await dist.run(make("echo again")) == Ran(Exit(0), b"again\n")
+
+
+@pytest.mark.parametrize("cut_s", [2.0, 8.0])
+async def test_a_job_is_followed_again_when_its_host_is_back(dist: Dist, brisk: None, cut_s: float) -> None:
+    """Within what TCP mends by itself, and longer; its end comes while the link is cut."""
+    async with dist.machine() as machine:
+        await dist.vmms.copy_in(machine, inputs(make(TICKS.format(16))), limit())
+        following = asyncio.create_task(follow(dist.vmms, machine))
+        await asyncio.sleep(1.0)
+        cut = dist.engines[int(machine.id[1])]
+        cut.cut()
+        await asyncio.sleep(cut_s)
+        assert not following.done()
+        cut.heal()
+        async with asyncio.timeout(20):
+            assert await following == Ran(Exit(0), ticks(16))
+
+
+async def test_a_host_that_stays_away_gives_its_jobs_up_and_its_machines_are_found_later(
+    ward: Ward, engines: list[RemoteEngine], tmp_path: Path, brisk: None
+) -> None:
+    async with dist_on(ward, engines, tmp_path, settings_of(engines, tmp_path, away_s=2.0)) as dist:
+        machine = await dist.vmms.initialize_vm(dist.spec(), "tester")
+        await dist.vmms.copy_in(machine, inputs(make("echo begun; sleep 600")), limit())
+        assert await first_output(dist.vmms, machine) == b"begun\n"
+        cut = dist.engines[int(machine.id[1])]
+        cut.cut()
+        async with asyncio.timeout(15):
+            with pytest.raises(HostUnavailable, match=machine.id[:2]):
+                await dist.vmms.run_job(machine)
+        with pytest.raises(HostUnavailable):
+            await dist.vmms.destroy_vm(machine)
+        assert await dist.vmms.get_vms() == []
+        cut.heal()
+        await wait_until(lambda: all(well(vmms_of(dist)).values()), "it is back")
+        assert await dist.vmms.get_vms() == [machine]
+        await dist.vmms.destroy_vm(machine)
+        assert await dist.vmms.get_vms() == []
+
+
+async def test_a_successor_starts_while_a_host_is_away_and_adopts_when_it_is_back(dist: Dist, brisk: None) -> None:
+    async with dist.machine() as machine:
+        await dist.vmms.copy_in(machine, inputs(make(TICKS.format(12))), limit())
+        cut = dist.engines[int(machine.id[1])]
+        cut.cut()
+        successor = await dist.open()
+        try:
+            assert await successor.get_vms() == []
+            cut.heal()
+            await wait_until(lambda: all(well(successor).values()), "it is back")  # type: ignore[arg-type]
+            assert await successor.get_vms() == [machine]
+            await successor.adopt(machine)
+            async with asyncio.timeout(20):
+                assert await follow(successor, machine) == Ran(Exit(0), ticks(12))
+        finally:
+            await successor.close()
+
+
+async def test_with_no_host_it_does_not_open(dist: Dist, brisk: None) -> None:
+    for one in dist.engines:
+        one.cut()
+    with pytest.raises(VmmsUnavailable, match=r"n0 .*n1 "):
+        await dist.open()
+
+
+async def test_an_engine_under_two_names_has_each_machine_once(
+    ward: Ward, engines: list[RemoteEngine], tmp_path: Path
+) -> None:
+    twice = [engines[0], engines[0]]
+    async with dist_on(ward, twice, tmp_path) as dist, dist.machine() as one, dist.machine() as two:
+        assert {machine.id for machine in await dist.vmms.get_vms()} == {one.id, two.id}

@@ -22,14 +22,18 @@ async def hosts(client: TangoClient, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return
-    rows = [
-        (
-            *(h[field] for field in ("install", "host", "vmms", "slots", "busy", "version")),
-            ",".join(h.get("labels", ())),
-            *(h[field] for field in ("state", "problem")),
+    rows = []
+    for h in found:
+        rows.append(
+            (
+                *(h[field] for field in ("install", "host", "vmms", "slots", "busy", "version")),
+                ",".join(h.get("labels", ())),
+                *(h[field] for field in ("state", "problem")),
+            )
         )
-        for h in found
-    ]
+        for e in h.get("engines", ()):
+            state = "ready" if e["healthy"] else "ill"
+            rows.append(("", e["name"], "", e["slots"], e["busy"], "", "", state, e["problem"]))
     head = ("INSTALL", "HOST", "VMMS", "SLOTS", "BUSY", "VERSION", "LABELS", "STATE", "PROBLEM")
     click.echo(terminal.table(head, rows))
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -19,6 +19,7 @@ import msgspec
 
 from ..config import Settings
 from ..errors import (
+    HostUnavailable,
     ImageNotFound,
     MachineLost,
     MachineReclaimed,
@@ -36,7 +37,7 @@ from ..feedback import CappedOutput, header, verdict_text
 from ..files.base import FileStore
 from ..model import Claim, Machine, MachineSpec, Verdict
 from ..queue.redis import Answer, Queue
-from ..vmms.base import CloudVmms, Vmms
+from ..vmms.base import CloudVmms, ManyHosts, Vmms
 from .breaker import Breaker, blames_host
 from .cores import Cores, numbers
 from .holds import Cancelled, Hold
@@ -162,16 +163,17 @@ class Attempt:
         bench, spec = self._bench, self._claim.spec
         await self._hold.wait(turn)
         place = bench.cores.pick(spec.slots) if spec.quiet else nullcontext(bench.cores.ordinary)
-        with place as cpuset:
-            wanted = machine_spec(self._claim, bench.vmms, cpuset)
-            await self._tell_account(wanted)
-            try:
-                if not await self._on_machine(wanted, fresh=False):
-                    await self._on_machine(wanted, fresh=True)
-            except StoreUnavailable as e:
-                log.error("job %d: it waits for the file store: %s", self._claim.id, e)
-                await self._until_the_store_answers()
-                raise
+        async with self._host() as host:
+            with place as cpuset:
+                wanted = machine_spec(self._claim, bench.vmms, cpuset)
+                await self._tell_account(wanted)
+                try:
+                    if not await self._on_machine(wanted, host, fresh=False):
+                        await self._on_machine(wanted, host, fresh=True)
+                except StoreUnavailable as e:
+                    log.error("job %d: it waits for the file store: %s", self._claim.id, e)
+                    await self._until_the_store_answers()
+                    raise
 
     async def _until_the_store_answers(self) -> None:
         """Keeps the job, and its slot: given back now it would be here again at once, and no job could be run."""
@@ -190,10 +192,24 @@ class Attempt:
                 raise Unsuitable("addJob's accessKeyId and accessKey have expired: send the job again")
             await cast(CloudVmms, self._bench.vmms).know(credentials)
 
-    async def _on_machine(self, wanted: MachineSpec, *, fresh: bool) -> bool:
+    @asynccontextmanager
+    async def _host(self) -> AsyncIterator[str]:
+        """Slots of one host, where the back-end has several; then its name. Raises VmmsError."""
+        vmms, n = self._bench.vmms, self._claim.spec.slots
+        if not isinstance(vmms, ManyHosts):
+            yield ""
+            return
+        turn = vmms.ask(self._claim.spec.image, n)
+        try:
+            await self._hold.wait(turn)
+            yield turn.result()
+        finally:
+            vmms.leave(n, turn)
+
+    async def _on_machine(self, wanted: MachineSpec, host: str, *, fresh: bool) -> bool:
         """False if a prepared machine turned out to be dead: then nothing of the job was run."""
         bench, spec = self._bench, self._claim.spec
-        async with self._lent_out(bench.pool.lease(wanted, fresh=fresh)) as lent:
+        async with self._lent_out(bench.pool.lease(wanted, fresh=fresh, host=host)) as lent:
             machine_id, vmms = lent.machine.id, bench.vmms.name
             self._hold.check(await self._patiently(lambda: bench.queue.start(self._claim, machine_id, vmms)))
             run = self._run_on(lent)
@@ -212,10 +228,23 @@ class Attempt:
 
     async def _adopted(self, machine: Machine, since_start_s: float) -> None:
         bench = self._bench
-        with bench.cores.hold(machine.spec.cpuset):
+        with bench.cores.hold(machine.spec.cpuset), self._held(machine):
             async with self._lent_out(bench.pool.lease_of(machine)) as lent:
                 await bench.vmms.adopt(machine)
                 await self._end(await self._followed(self._run_on(lent).follow_again(since_start_s)))
+
+    @contextmanager
+    def _held(self, machine: Machine) -> Iterator[None]:
+        """The slots of a machine that runs already."""
+        vmms, n = self._bench.vmms, self._claim.spec.slots
+        if not isinstance(vmms, ManyHosts):
+            yield
+            return
+        turn = vmms.hold(machine, n)
+        try:
+            yield
+        finally:
+            vmms.leave(n, turn)
 
     @asynccontextmanager
     async def _lent_out(self, lease: AbstractAsyncContextManager[Lent]) -> AsyncIterator[Lent]:
@@ -257,7 +286,7 @@ class Attempt:
                 await self._patiently(lambda: self._bench.queue.retry(claim, "its host is stopping", charged=False))
             raise
         except Exception as error:
-            if isinstance(error, VmmsUnavailable):
+            if isinstance(error, VmmsUnavailable) and not isinstance(error, HostUnavailable):
                 self._bench.images.lost(error)
             elif isinstance(error, VmmsError | TimeoutError):
                 # Is it the machine, or the host? On a broken host every job would spend its retries at once.

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from ..errors import ImageNotFound, InputChanged, NotStarted
+from ..errors import HostUnavailable, ImageNotFound, InputChanged, NotStarted
 from ..model import EVERY_IMAGE
 
 log = logging.getLogger(__name__)
@@ -165,5 +165,5 @@ class Breaker:
 
 
 def blames_host(error: Exception) -> bool:
-    """Of an error before a job's program began: whether another job would have met it, too."""
-    return not isinstance(error, NotStarted | ImageNotFound | InputChanged)
+    """Of an error before a job's program began: whether another job would have met it, too, wherever it is run."""
+    return not isinstance(error, NotStarted | ImageNotFound | InputChanged | HostUnavailable)

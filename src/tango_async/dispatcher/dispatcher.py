@@ -26,11 +26,11 @@ from .. import __version__
 from ..config import Settings
 from ..errors import QueueUnavailable, VmmsUnavailable
 from ..files.base import FileStore
-from ..model import DispatcherRecord, JobSpec, MachineSpec
+from ..model import DispatcherRecord, JobSpec, Machine, MachineSpec
 from ..queue.bells import Bells
 from ..queue.redis import Queue
 from ..vitals import Vitals, rss_bytes
-from ..vmms.base import Vmms
+from ..vmms.base import ManyHosts, Vmms
 from . import upkeep
 from .attempt import Attempt, Bench
 from .breaker import Breaker
@@ -70,7 +70,9 @@ class Dispatcher:
         self._pool = Pool(
             vmms, self._instance, wait_s=waits.machine_wait_s, bounds=settings.pools, version_of=version_of
         )
-        self._strays = Strays(vmms, self._pool, period_s=waits.upkeep_s, wait_s=waits.machine_wait_s)
+        self._strays = Strays(vmms, self._pool, self._adopt, period_s=waits.upkeep_s, wait_s=waits.machine_wait_s)
+        self._hosts = vmms if isinstance(vmms, ManyHosts) else None
+        """Where the back-end has several."""
         self._slots = Slots(settings.dispatcher.slots)
         self._cores = Cores(settings.dispatcher.quiet_cores if vmms.capabilities.cpusets else "")
         if settings.dispatcher.quiet_cores and not vmms.capabilities.cpusets:
@@ -79,7 +81,7 @@ class Dispatcher:
         self._breaker = Breaker(waits.pause_after_faults, waits.try_again_s, self._rung.set)
         self._resumed: int | None = None
         labels = labels_of(settings.dispatcher.labels, vmms)
-        self._offers = Offers(self._images, self._pool, self._slots, self._cores, labels, self._breaker)
+        self._offers = Offers(self._images, self._pool, self._slots, self._cores, labels, self._breaker, self._hosts)
         self._attempts: set[asyncio.Task[None]] = set()
         self._ended = 0
         self._vitals = Vitals()
@@ -111,6 +113,7 @@ class Dispatcher:
                 group.create_task(Callbacks(self._settings, self._queue, self._store).run(done))
                 group.create_task(upkeep.run(self._settings, self._queue, self._store, self._instance, done))
                 group.create_task(self._strays.run(done))
+                group.create_task(self._follow_hosts(done))
                 ready(f"vmms {self._vmms.name}, {self._slots.size} slots{', paused' if self._slots.paused else ''}")
                 await self._claim_until(stop)
                 await self._finish()
@@ -185,6 +188,9 @@ class Dispatcher:
 
     def _look_again(self) -> None:
         """While there is room for jobs of one kind it is listened for those only; now there may be for others."""
+
+        if self._hosts is not None:
+            self._pool.roomier.set()  # for jobs of an image that only one host has
         if self._cores.capacity:
             self._pool.roomier.set()
 
@@ -258,7 +264,7 @@ class Dispatcher:
     async def _obey(self) -> None:
         """Does what an operator wants of this dispatcher. Raises QueueUnavailable."""
         orders = await self._queue.orders(self._install)
-        size = orders.slots or self._settings.dispatcher.slots
+        size = self._size(orders.slots)
         if (orders.paused, size) != (self._slots.paused, self._slots.size):
             log.info("by an operator's order: %d slots%s", size, ", paused" if orders.paused else "")
         self._slots.resize(size)
@@ -269,6 +275,20 @@ class Dispatcher:
             self._breaker.reset()
         self._resumed = orders.resumed
         self._look_again()
+
+    def _size(self, ordered: int | None) -> int:
+        """How many slots there are, given what an operator has ordered."""
+        if self._hosts is None:
+            return ordered or self._settings.dispatcher.slots
+        slots = max(1, self._hosts.slots())
+        return min(ordered, slots) if ordered else slots
+
+    async def _follow_hosts(self, done: asyncio.Event) -> None:
+        """What has become of a host is known to all at once, and not only with the next beat."""
+        while self._hosts is not None and not done.is_set():
+            await _either(self._hosts.changed.wait(), done)
+            self._hosts.changed.clear()
+            self._rung.set()
 
     async def _take_orders(self) -> None:
         orders, warm = await self._queue.pool_orders(), self._vmms.capabilities.prestart
@@ -308,6 +328,7 @@ class Dispatcher:
             healthy=self._images.healthy,
             problem=self._images.problem or "; ".join(self._breaker.shut.values()),
             shut=self._breaker.shut,
+            engines=tuple(self._hosts.hosts()) if self._hosts is not None else (),
             ended=self._ended,
             lag_s=self._vitals.lag_s,
             rss_bytes=rss_bytes(),
@@ -323,17 +344,22 @@ class Dispatcher:
         except TimeoutError as e:
             raise VmmsUnavailable("the engine does not say which machines there are") from e
         for machine in machines:
-            found = await self._queue.adopt(machine.id, self._instance)
-            if found is None:
+            if not await self._adopt(machine):
                 self._pool.discard(machine)
-                continue
-            claim, since_start_s = found
-            log.info("job %d: adopted on machine %s after %.0f s", claim.id, machine.id, since_start_s)
-            hold = self._holds.add(claim)
-            # It has its slots also where there are fewer: what runs already is not refused.
-            slots, n = self._place(claim.spec)
-            slots.take(n)
-            self._spawn(hold, Attempt(self._bench, hold).adopt(machine, since_start_s), partial(slots.release, n))
+
+    async def _adopt(self, machine: Machine) -> bool:
+        """Follows the live job that runs on the machine; False if there is none. Raises QueueUnavailable."""
+        found = await self._queue.adopt(machine.id, self._instance)
+        if found is None:
+            return False
+        claim, since_start_s = found
+        log.info("job %d: adopted on machine %s after %.0f s", claim.id, machine.id, since_start_s)
+        hold = self._holds.add(claim)
+        # It has its slots also where there are fewer: what runs already is not refused.
+        slots, n = self._place(claim.spec)
+        slots.take(n)
+        self._spawn(hold, Attempt(self._bench, hold).adopt(machine, since_start_s), partial(slots.release, n))
+        return True
 
     def _do_later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -7,6 +7,7 @@ nothing is concluded: the machines run on, and the fence in every script drops w
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from ..errors import Stale
 from ..model import Claim
@@ -36,7 +37,7 @@ class Hold:
         await self._told.wait()
         self.check(self._answer)
 
-    async def wait(self, turn: asyncio.Future[None]) -> None:
+    async def wait(self, turn: asyncio.Future[Any]) -> None:
         """Waits for it as long as the job is to go on. Raises Stale or Cancelled."""
         if turn.done():
             return

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 from ..model import GPU, class_name
-from ..vmms.base import Vmms
+from ..vmms.base import ManyHosts, Vmms
 from .breaker import Breaker
 from .cores import Cores
 from .images import Images
@@ -25,7 +25,14 @@ class Offers:
     """Asked before every claim. `labels` are this host's."""
 
     def __init__(
-        self, images: Images, pool: Pool, slots: Slots, cores: Cores, labels: Sequence[str], breaker: Breaker
+        self,
+        images: Images,
+        pool: Pool,
+        slots: Slots,
+        cores: Cores,
+        labels: Sequence[str],
+        breaker: Breaker,
+        hosts: ManyHosts | None,
     ) -> None:
         self.labels = tuple(labels)
         self._images = images
@@ -33,6 +40,7 @@ class Offers:
         self._slots = slots
         self._cores = cores
         self._breaker = breaker
+        self._hosts = hosts
 
     @property
     def ready(self) -> bool:
@@ -55,10 +63,14 @@ class Offers:
                 class_name(image, quiet=quiet, labels=self.labels): n
                 for image in self._images.names
                 # Those of a full pool would only fill slots.
-                if (n := _least(most, self._pool.room(image), self._breaker.room_for(image))) > 0
+                if (n := _least(most, self._pool.room(image), self._breaker.room_for(image), self._on_hosts(image))) > 0
             }
             if room:
                 yield room, most
+
+    def _on_hosts(self, image: str) -> int | None:
+        """Slots of the hosts that have the image, where there are several."""
+        return self._hosts.room(image) if self._hosts is not None else None
 
 
 def _least(most: int, *bounds: int | None) -> int:

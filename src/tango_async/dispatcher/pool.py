@@ -18,7 +18,7 @@ from ..config import Pools
 from ..errors import VmmsError, VmmsUnavailable
 from ..model import Machine, MachineSpec, PoolState
 from ..vitals import available_bytes
-from ..vmms.base import Vmms
+from ..vmms.base import ManyHosts, Vmms
 from .machines import Machines
 from .policy import Policy
 from .shelf import Ready, Shelf, share_out
@@ -79,13 +79,16 @@ class Pool:
         """Set when `room` may have risen for an image; whoever waits for it clears it."""
 
     @asynccontextmanager
-    async def lease(self, spec: MachineSpec, *, fresh: bool = False) -> AsyncIterator[Lent]:
-        """A machine that takes files, made now if `fresh` or none waits. Raises VmmsError, TimeoutError."""
+    async def lease(self, spec: MachineSpec, *, fresh: bool = False, host: str = "") -> AsyncIterator[Lent]:
+        """A machine that takes files, on that host if one is named; made now if `fresh` or none waits.
+
+        Raises VmmsError, TimeoutError.
+        """
         policy = self._policies.get(spec.image)
         shelf = self._shelf(policy.fit(spec) if policy is not None else spec)
         with self._using(shelf):
-            waiting = None if fresh else self._take(shelf)
-            machine = await self._make(shelf.spec) if waiting is None else waiting.machine
+            waiting = None if fresh else self._take(shelf, host)
+            machine = await self._make(shelf.spec, host) if waiting is None else waiting.machine
             async with self._lend(Lent(machine, prepared=waiting is not None)) as lent:
                 yield lent
 
@@ -250,9 +253,12 @@ class Pool:
             shelf.making = False
             self._changed.set()
 
-    async def _make(self, spec: MachineSpec) -> Machine:
+    async def _make(self, spec: MachineSpec, host: str = "") -> Machine:
         async with asyncio.timeout(self._wait_s):
-            machine = await self._vmms.initialize_vm(spec, self._owner)
+            if host and isinstance(self._vmms, ManyHosts):
+                machine = await self._vmms.initialize_on(host, spec, self._owner)
+            else:
+                machine = await self._vmms.initialize_vm(spec, self._owner)
             self._machines.enter(machine)
             try:
                 await self._vmms.wait_vm(machine)
@@ -261,10 +267,10 @@ class Pool:
                 raise
         return machine
 
-    def _take(self, shelf: Shelf) -> Ready | None:
+    def _take(self, shelf: Shelf, host: str) -> Ready | None:
         """One that waits. Nobody is asked whether it lives: that would cost every job some milliseconds."""
-        while shelf.idle:
-            waiting = shelf.idle.popleft()
+        for waiting in [one for one in shelf.idle if not host or self._host_of(one) == host]:
+            shelf.idle.remove(waiting)
             if self._is_current(waiting):
                 return waiting
             self.discard(waiting.machine)
@@ -272,6 +278,9 @@ class Pool:
             shelf.passed_by = True
             log.warning("machines of %s wait, but a job needs another kind: %s", shelf.spec.image, shelf.spec)
         return None
+
+    def _host_of(self, waiting: Ready) -> str:
+        return self._vmms.host_of(waiting.machine) if isinstance(self._vmms, ManyHosts) else ""
 
     def _look_at_one(self, now: float) -> None:
         """An engine that was restarted has taken the machines with it that waited; /pool/ should not show them."""

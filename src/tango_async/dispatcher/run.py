@@ -15,11 +15,16 @@ from ..config import Dispatcher
 from ..errors import InputChanged, MachineLost, QueueUnavailable
 from ..feedback import CappedOutput
 from ..model import Exit, InputFile, Limits, Machine, Verdict
-from ..vmms.base import Vmms
+from ..vmms.base import ManyHosts, Vmms
 from .holds import Cancelled, Hold
 
 ATTEND_AFTER_S = 0.25
 """A job that is shorter is not shown before its end, and a cancel does not come before."""
+
+
+REACH_AGAIN_S = 1.0
+HEARD_WITHIN_S = 20.0
+"""A host that was out of reach at the deadline has told of an end within this time after it is back."""
 
 SHOW_EVERY_S = 0.25
 
@@ -31,6 +36,10 @@ class Result:
     verdict: Verdict
     output: CappedOutput
     exit: Exit | None = None
+
+
+class _Overdue(Exception):
+    """The program's time is over, and it did not end by itself."""
 
 
 class _TooLong(Exception):
@@ -50,7 +59,6 @@ class Run:
         self._live = live
         self._times = times
         self._output = CappedOutput(limits.output_bytes)
-        self._ended = False
 
     async def send(self, files: list[InputFile]) -> Result | None:
         """Sends the files, and the program starts. A Result only if the inputs themselves are at fault."""
@@ -76,11 +84,11 @@ class Run:
 
     async def _follow(self, left_s: float) -> Result:
         try:
-            async with asyncio.timeout(left_s) as deadline:
-                ended = await self._watch(deadline)
+            async with asyncio.timeout(None) as deadline:
+                ended = await self._watch(left_s, deadline)
         except TimeoutError:
-            if self._ended:
-                raise MachineLost("the rest of its output cannot be read") from None
+            raise MachineLost("the rest of its output cannot be read") from None
+        except _Overdue:
             return Result(Verdict.TIMEOUT, self._output)
         except _TooLong:
             return Result(Verdict.OUTPUT_TOO_LONG, self._output)
@@ -89,14 +97,15 @@ class Run:
         verdict = Verdict.TIMEOUT if ended.timed_out else Verdict.SUCCESS
         return Result(verdict, self._output, ended)
 
-    async def _watch(self, deadline: asyncio.Timeout) -> Exit:
+    async def _watch(self, left_s: float, deadline: asyncio.Timeout) -> Exit:
         try:
             async with asyncio.TaskGroup() as group:
+                overdue = group.create_task(self._overdue(left_s))
                 reading = group.create_task(self._read())
                 with self._attended(group, reading):
                     ended = await self._vmms.run_job(self._machine)
                     # From here on it is our time, and not the program's.
-                    self._ended = True
+                    overdue.cancel()
                     deadline.reschedule(asyncio.get_running_loop().time() + self._times.finish_s)
                     await reading
         except BaseExceptionGroup as group_error:
@@ -120,6 +129,18 @@ class Run:
             due.cancel()
             for task in tasks:
                 task.cancel()
+
+    async def _overdue(self, left_s: float) -> None:
+        """Raises _Overdue when the program's time is over, or when it is known again that it has not ended."""
+        await asyncio.sleep(left_s)
+        if isinstance(self._vmms, ManyHosts):
+            away = False
+            while not await self._vmms.reaches(self._machine):
+                away = True
+                await asyncio.sleep(REACH_AGAIN_S)
+            if away:
+                await asyncio.sleep(HEARD_WITHIN_S)
+        raise _Overdue
 
     async def _read(self) -> None:
         async for chunk in self._vmms.copy_out(self._machine):

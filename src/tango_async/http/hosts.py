@@ -75,6 +75,9 @@ def _entry(record: DispatcherRecord) -> wire.HostEntry:
         healthy=record.healthy,
         problem=record.problem,
         images=record.images,
+        engines=[
+            wire.EngineEntry(e.name, e.slots, e.busy, e.healthy, e.problem, sorted(e.images)) for e in record.engines
+        ],
         age=round(record.age_s, 1),
     )
 

@@ -264,6 +264,17 @@ class ErasedAnswer(Answer, frozen=True, kw_only=True):
     erased: Erased
 
 
+class EngineEntry(Struct, frozen=True):
+    """One of several engines of a dispatcher."""
+
+    name: str
+    slots: int
+    busy: int
+    healthy: bool
+    problem: str
+    images: list[str]
+
+
 class HostEntry(Struct, frozen=True, kw_only=True):
     """A dispatcher. `state` is ready, paused, failing (its jobs), ill (its engine) or down.
 
@@ -283,6 +294,7 @@ class HostEntry(Struct, frozen=True, kw_only=True):
     healthy: bool
     problem: str
     images: tuple[str, ...]
+    engines: list[EngineEntry]
     age: float
 
 

@@ -76,11 +76,13 @@ class DistDocker:
     # -- images --------------------------------------------------------------------------------------
 
     async def get_images(self) -> list[str]:
-        """Of all hosts that are well. Raises VmmsUnavailable if none is."""
-        well = [host for host in self._hosts.values() if host.well]
-        if not well:
+        """Of all hosts, those that are away as they were; `room` tells for which one could run.
+
+        Raises VmmsUnavailable if none is well.
+        """
+        if not any(host.well for host in self._hosts.values()):
             raise VmmsUnavailable(self._problems())
-        return sorted({image for host in well for image in host.images})
+        return sorted({image for host in self._hosts.values() for image in host.images})
 
     async def image_ids(self) -> dict[str, str]:
         """Also of hosts that are away: one that goes or comes back is no reason to make machines anew."""
@@ -191,16 +193,18 @@ class DistDocker:
             return await driver.usage(there)
 
     async def destroy_vm(self, machine: Machine) -> None:
-        """On a host that is away it fails at once: the machine is listed again when the host is back."""
+        """On a host that is away it soon fails: the machine is listed again when the host is back."""
         try:
             host, there = self._split(machine)
         except MachineLost:
             return
         host.machines.discard(machine.id)
+        await host.driver.forget(there)
+        if not host.well:
+            await host.look_again()
+        if not host.well:
+            raise HostUnavailable(f"{host.name}: {host.problem}")
         with host.asked() as driver:
-            if not host.well:
-                await driver.forget(there)
-                raise HostUnavailable(f"{host.name}: {host.problem}")
             await driver.destroy_vm(there)
 
     async def get_vms(self) -> list[Machine]:

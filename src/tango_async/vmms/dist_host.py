@@ -59,6 +59,7 @@ class Host:
         self._opened = False
         self._looking = asyncio.Lock()
         self._doubted = asyncio.Event()
+        self._looked = asyncio.Event()
         self._link = _link(one, settings)
         self._engine = _engine(one, settings, self._link)
         outputs = _outputs(one, settings, self._engine)
@@ -84,6 +85,13 @@ class Host:
                 self._ill(str(e) or f"it does not answer within {LOOK_S:.0f} s")
             else:
                 self._healthy(images)
+        self._looked.set()
+        self._looked = asyncio.Event()
+
+    async def look_again(self) -> None:
+        """Waits for a look that whoever tends it takes now."""
+        self._doubted.set()
+        await self._looked.wait()
 
     def _healthy(self, images: dict[str, str]) -> None:
         if not self.well:
