@@ -249,6 +249,8 @@ class Containers:
         names = {"HOME": bootstrap.HOME, "USER": "autograde", "LOGNAME": "autograde", "LANG": "C.UTF-8"}
         uid, gid = user.split(":")
         scratch = f"rw,exec,nosuid,nodev,size={spec.disk_bytes}"
+        # Podman gives a tmpfs to root alone; nobody else is in the container.
+        owner = "mode=0777" if self._engine.podman else f"uid={uid},gid={gid},mode=0700"
         host = {
             "NetworkMode": self._settings.network if spec.network else "none",
             "CapDrop": ["ALL"],
@@ -262,7 +264,7 @@ class Containers:
             **channel.host,
             "ReadonlyRootfs": True,
             "Tmpfs": {
-                bootstrap.HOME: f"{scratch},uid={uid},gid={gid},mode=0700",
+                bootstrap.HOME: f"{scratch},{owner}",
                 "/tmp": f"{scratch},mode=1777",  # noqa: S108 - inside the container
                 "/var/tmp": f"{scratch},mode=1777",  # noqa: S108
             },

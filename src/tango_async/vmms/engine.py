@@ -91,6 +91,8 @@ class Engine:
         if not self.host.startswith(SCHEMES):
             raise ConfigError(f"docker.host: {host!r} is neither unix://PATH nor tcp://HOST:PORT")
         self.cores = 0
+        self.podman = False
+        """Whether it is Podman's imitation of an engine."""
         self.away_s = away_s
         """One that is away for longer, as no restart takes, is an error."""
         self._tls = tls
@@ -124,6 +126,7 @@ class Engine:
                 info = await self._docker.system.info()
             api = tuple(int(part) for part in version["ApiVersion"].split("."))
             self.cores = int(info["NCPU"])
+            self.podman = any("Podman" in part.get("Name", "") for part in version.get("Components") or ())
         except TimeoutError as e:
             raise VmmsUnavailable(f"the Docker engine at {self._name} does not answer within {PROBE_S:.0f} s") from e
         except aiodocker.DockerError as e:
@@ -244,7 +247,13 @@ class Engine:
         """Every tag and the id of its image."""
         with ours():
             images = await self._docker.images.list()
-        return {tag: image["Id"] for image in images for tag in image["RepoTags"] or () if "<none>" not in tag}
+        # Podman says `localhost/` of names without a registry, and takes them without it as well.
+        return {
+            tag.removeprefix("localhost/"): image["Id"]
+            for image in images
+            for tag in image["RepoTags"] or ()
+            if "<none>" not in tag
+        }
 
     async def image(self, name: str) -> dict[str, Any]:
         with ours(ImageNotFound):

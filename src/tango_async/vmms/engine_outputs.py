@@ -69,7 +69,8 @@ class EngineOutputs:
         """Machines whose engine may have been away while they ran."""
 
     async def open(self) -> None:
-        """The engine is there already."""
+        if self._engine.podman:
+            raise VmmsUnavailable("docker.output: Podman keeps no log that is exact; only `host` works with it")
 
     async def close(self) -> None:
         for name in list(self._live):
