@@ -255,6 +255,16 @@ class TangoClient:
         answer = await self._call("POST", self._path("erase"), {}, lambda: body)
         return str(answer.get("statusMsg", "")), _typed(answer.get("erased"), dict[str, int])
 
+    async def images(self) -> dict[str, Any]:
+        """`images`, with the hosts that have them, and `orders`, with what has become of them on each host."""
+        answer = await self._call("GET", self._path("images"))
+        return {name: _typed(answer.get(name), list[dict[str, Any]]) for name in ("images", "orders")}
+
+    async def move_image(self, what: str, image: str) -> str:
+        """`what` is pull or push. Returns the server's words."""
+        answer = await self._call("POST", self._path("images", what, image), {}, lambda: b"")
+        return str(answer.get("statusMsg", ""))
+
     async def hosts(self) -> list[dict[str, Any]]:
         """The dispatchers, also those that are down."""
         answer = await self._call("GET", self._path("hosts"))

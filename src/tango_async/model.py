@@ -375,6 +375,10 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
     """Why none could be made lately, as the engine says; may name things of the host."""
 
 
+PULL, PUSH = "pull", "push"
+"""Orders of an image; any other is the store's handle on an archive that is to be loaded."""
+
+
 class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator wants of a dispatcher. Stays in force over its restarts."""
 

@@ -17,7 +17,7 @@ MAX_NAME_BYTES = 255
 MAX_JOB_NAME_CHARS = 1024
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_IMAGE = re.compile(rf"{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?", re.ASCII)
+_IMAGE = re.compile(rf"(?:{_PART}:[0-9]{{1,5}}/)?{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?", re.ASCII)
 
 _SUBMITTER = re.compile(r"[^@\s/\x00-\x1f]+@[^@\s/_\x00-\x1f]+")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 
 from support.engine import PrivateEngine
 
 CONF = """\
 [containers]
-default_ulimits = ["nofile=1024:4096", "nproc={nproc}:{nproc}"]
+default_ulimits = ["nofile=1024:4096"]
 [engine]
 events_logger = "file"
 """
@@ -25,8 +24,7 @@ class PodmanEngine(PrivateEngine):
 
     def _command(self) -> list[str]:
         d = self.directory
-        nproc = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-        (d / "containers.conf").write_text(CONF.format(nproc=nproc))
+        (d / "containers.conf").write_text(CONF)
         places = ["--root", f"{d}/data", "--runroot", f"{d}/run", "--tmpdir", f"{d}/tmp"]
         # crun knows no cgroups of version 1, and there is no systemd here.
         how = ["--runtime", "runc", "--cgroup-manager", "cgroupfs"]

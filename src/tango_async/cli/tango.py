@@ -16,7 +16,7 @@ import msgspec
 from .. import __version__, config
 from ..client import Job, TangoClient
 from ..errors import ClientError, TangoError
-from . import admin, hosts, settings_table, terminal
+from . import admin, hosts, images, settings_table, terminal
 from . import run as runs
 from .command import as_json_option, client_command
 
@@ -47,6 +47,7 @@ tango.add_command(admin.callbacks)
 tango.add_command(admin.erase)
 tango.add_command(hosts.hosts)
 tango.add_command(hosts.host)
+tango.add_command(images.image)
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ from .policy import Policies
 from .pool import Pool
 from .slots import Slots
 from .strays import Strays
+from .transfers import Transfers
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class Dispatcher:
         self._instance = uuid4().hex
         self._started_ms = int(time.time() * 1000)
         self._holds = Holds(queue)
-        self._images = Images(queue, store, vmms, install)
+        self._images = Images(vmms)
+        self._transfers = Transfers(queue, store, vmms, self._images, install)
         waits, version_of = settings.dispatcher, self._images.version
         self._pool = Pool(
             vmms, self._instance, wait_s=waits.machine_wait_s, bounds=settings.pools, version_of=version_of
@@ -294,7 +296,7 @@ class Dispatcher:
         orders, warm = await self._queue.pool_orders(), self._vmms.capabilities.prestart
         policies = Policies(self._settings.pools, orders, vmms=self._vmms.name, prestart=warm, usual=self._usual)
         self._pool.follow({image: policies.of(image) for image in self._images.names})
-        self._do_later(self._images.load_ordered())
+        self._do_later(self._transfers.do_ordered())
 
     def _usual(self, image: str) -> MachineSpec:
         """The machine that a job of this image needs when it asks for nothing special."""

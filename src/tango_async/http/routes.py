@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from . import admin, courselabs, health, hosts, jobs, machines, metrics
+from . import admin, courselabs, health, hosts, images, jobs, machines, metrics
 from .middleware import Handler, for_admins
 
 
@@ -45,6 +45,9 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("POST", f"/hosts/{_KEY}/{_HOST}/pause{_SLASH}", for_admins(hosts.pause)),
     ("POST", f"/hosts/{_KEY}/{_HOST}/resume{_SLASH}", for_admins(hosts.resume)),
     ("POST", f"/hosts/{_KEY}/{_HOST}/slots/{_NUMBER}{_SLASH}", for_admins(hosts.set_slots)),
+    ("GET", f"/images/{_KEY}{_SLASH}", for_admins(images.list_images)),
+    ("POST", f"/images/{_KEY}/pull/{_IMAGE}", for_admins(images.pull)),
+    ("POST", f"/images/{_KEY}/push/{_IMAGE}", for_admins(images.push)),
     ("GET HEAD", "/healthz", health.healthz),
     ("GET HEAD", "/readyz", health.readyz),
     ("GET", "/metrics", metrics.metrics),

@@ -264,6 +264,33 @@ class ErasedAnswer(Answer, frozen=True, kw_only=True):
     erased: Erased
 
 
+class ImageEntry(Struct, frozen=True):
+    """An image; `hosts` are the places that have it, and its id there, if that is known."""
+
+    name: str
+    hosts: dict[str, str]
+
+
+class OrderState(Struct, frozen=True, kw_only=True):
+    """What has become of an order on one host; neither done nor a problem: it is still to be done there."""
+
+    done: bool
+    problem: str
+
+
+class ImageOrder(Struct, frozen=True, kw_only=True):
+    """`what` is load, pull or push."""
+
+    image: str
+    what: str
+    hosts: dict[str, OrderState]
+
+
+class Images(Answer, frozen=True, kw_only=True):
+    images: list[ImageEntry]
+    orders: list[ImageOrder]
+
+
 class EngineEntry(Struct, frozen=True):
     """One of several engines of a dispatcher."""
 

@@ -43,7 +43,8 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | control:<instance>  | list   | a token to make a dispatcher look at its jobs and orders now, bounded    |
 | orders:<install>    | hash   | what an operator wants of a dispatcher: paused, slots, resumed (times)   |
 | pools               | hash   | image, or * for all others → the order for its prepared machines         |
-| builds              | hash   | image and archive → build order and each host's verdict                  |
+| builds              | hash   | image and what is to be done (an archive to load, pull, push) → each     |
+|                     |        | host's verdict                                                           |
 | upkeep              | string | which dispatcher does the upkeep; expires                                |
 
 A class is what a job requires of its dispatcher: its image, or `IMAGE|quiet`, and the labels, as in `IMAGE|+avx512+gpu`

@@ -202,6 +202,11 @@ class Queue(Outbox, History, Orders):
         await self._command("HSETNX", f"{self._prefix}builds", f"{image}|{ref}", records.pack_plain({}))
         await self._ring_dispatchers()
 
+    async def move_image(self, image: str, what: str) -> None:
+        """Orders every host to PULL the image, or one of each dispatcher's to PUSH it; again, whatever came of it."""
+        await self._command("HSET", f"{self._prefix}builds", f"{image}|{what}", records.pack_plain({}))
+        await self._ring_dispatchers()
+
     async def build_verdict(self, image: str, ref: str) -> str | None:
         """None: no host has said anything yet; "": one has loaded it; else why none could."""
         packed = await self._command("HGET", f"{self._prefix}builds", f"{image}|{ref}")
@@ -320,7 +325,7 @@ class Queue(Outbox, History, Orders):
         return {image.decode(): records.pool_order(packed) for image, packed in found.items()}
 
     async def build_orders(self) -> dict[tuple[str, str], dict[str, str]]:
-        """(image, archive) → each install's verdict so far."""
+        """(image, archive or PULL or PUSH) → the verdicts so far, by install, or install/host where it has several."""
         found = await self._command("HGETALL", f"{self._prefix}builds")
         split = {tuple(name.decode().rsplit("|", 1)): records.unpack_plain(v) for name, v in found.items()}
         return {(image, ref): verdicts for (image, ref), verdicts in split.items()}

@@ -87,7 +87,7 @@ class CloudVmms(Vmms, Protocol):
 
 @runtime_checkable
 class ManyHosts(Protocol):
-    """Besides, what a back-end over several hosts must do: none of these calls waits for a host but the last two."""
+    """Besides, what a back-end over several hosts must do. What is not `async` waits for no host."""
 
     changed: asyncio.Event
     """Set when a host has come or gone, or its images are others; whoever waits for it clears it."""
@@ -119,8 +119,23 @@ class ManyHosts(Protocol):
     async def initialize_on(self, host: str, spec: MachineSpec, owner: str) -> Machine:
         """As `initialize_vm`, which chooses the host itself: a healthy one with the image and most room."""
 
+    async def load_on(self, host: str, name: str, archive: AsyncIterator[bytes]) -> None:
+        """As `load_image`, on one host."""
+
     async def reaches(self, machine: Machine) -> bool:
         """Whether the machine's host answers now."""
+
+
+@runtime_checkable
+class Registries(Protocol):
+    """Besides, what a back-end that knows registries can do, when it is told to: no job makes it do so.
+
+    `host` is one of `ManyHosts.hosts`, or empty where there is one only. Both raise VmmsError.
+    """
+
+    async def pull_image(self, name: str, host: str) -> None: ...
+
+    async def push_image(self, name: str, host: str) -> None: ...
 
 
 Factory = Callable[[Settings, str], Vmms]

@@ -108,6 +108,15 @@ class DistDocker:
             await driver.load_image(name, archive)
         await self._hosts[host].look()
 
+    async def pull_image(self, name: str, host: str) -> None:
+        with self._hosts[host].asked() as driver:
+            await driver.pull_image(name)
+        await self._hosts[host].look()
+
+    async def push_image(self, name: str, host: str) -> None:
+        with self._hosts[host].asked() as driver:
+            await driver.push_image(name)
+
     # -- hosts and their slots -----------------------------------------------------------------------
 
     def hosts(self) -> list[EngineState]:

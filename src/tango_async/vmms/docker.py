@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import resource
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -104,6 +105,23 @@ class Containers:
 
     async def load_image(self, name: str, archive: AsyncIterator[bytes]) -> None:
         await self._images.load(name, archive)
+
+    async def pull_image(self, name: str, host: str = "") -> None:
+        await self._images.pull(name, await asyncio.to_thread(self._credentials, name))
+
+    async def push_image(self, name: str, host: str = "") -> None:
+        await self._images.push(name, await asyncio.to_thread(self._credentials, name))
+
+    def _credentials(self, name: str) -> dict[str, str]:
+        """For the registry that the name begins with; none for one that is not in `docker.registries`."""
+        for one in self._settings.registries:
+            if name.startswith(f"{one.address}/"):
+                try:
+                    password = one.password_file.read_text().strip()
+                except OSError as e:
+                    raise VmmsError(f"docker.registries: {one.address}: password_file: {e}") from e
+                return {"username": one.user, "password": password, "serveraddress": one.address}
+        return {}
 
     async def initialize_vm(self, spec: MachineSpec, owner: str) -> Machine:
         image = await self._images.find(spec.image)
@@ -242,6 +260,13 @@ class Containers:
         labels = {INSTALL: self._install, OWNER: machine.owner, NONCE: machine.nonce, SPEC: spec}
         return labels | ({HOST: self._host} if self._host else {})
 
+    def _rlimits(self) -> dict[str, int]:
+        limits = {"core": 0, "nofile": 4096}
+        if self._engine.podman:
+            # Else it is Podman's own million, which an engine with less may not set; the pids cgroup counts anyway.
+            limits["nproc"] = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        return limits
+
     def _container(self, machine: Machine, image: str, user: str, channel: Channel) -> dict[str, Any]:
         """What the engine is to make: everything an image could say about how it is run is overridden."""
         spec = machine.spec
@@ -268,7 +293,7 @@ class Containers:
                 "/tmp": f"{scratch},mode=1777",  # noqa: S108 - inside the container
                 "/var/tmp": f"{scratch},mode=1777",  # noqa: S108
             },
-            "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": 4096, "Hard": 4096}],
+            "Ulimits": [{"Name": name, "Soft": most, "Hard": most} for name, most in self._rlimits().items()],
         }
         runtime = self._settings.runtime
         if spec.gpu:

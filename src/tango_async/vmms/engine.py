@@ -8,6 +8,7 @@ a container means is not known here (docker.py), nor is any call repeated.
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import getpass
 import json
@@ -274,10 +275,29 @@ class Engine:
             finally:
                 response.close()
 
+    async def pull(self, name: str, credentials: Mapping[str, str]) -> None:
+        """From the registry that the name begins with. `credentials` are username, password and serveraddress."""
+        repository, tag = _split(name)
+        with ours(EngineError):
+            await self._registry("images/create", {"fromImage": repository, "tag": tag}, credentials)
+
+    async def push(self, name: str, credentials: Mapping[str, str]) -> None:
+        repository, tag = _split(name)
+        with ours(ImageNotFound):
+            await self._registry(f"images/{repository}/push", {"tag": tag}, credentials)
+
+    async def _registry(self, path: str, parameters: dict[str, Any], credentials: Mapping[str, str]) -> None:
+        packed = base64.urlsafe_b64encode(json.dumps(credentials).encode()).decode()
+        response = await self._request("POST", path, parameters, headers={"X-Registry-Auth": packed})
+        try:
+            async for line in response.content:
+                if error := json.loads(line).get("error"):
+                    raise EngineError(str(error))
+        finally:
+            response.close()
+
     async def tag(self, image: str, name: str) -> None:
-        repository, _, tag = name.rpartition(":")
-        if not repository or "/" in tag:
-            repository, tag = name, "latest"
+        repository, tag = _split(name)
         with ours(ImageNotFound):
             await self._docker.images.tag(image, repository, tag=tag)
 
@@ -286,13 +306,18 @@ class Engine:
             await self._docker.images.delete(name)
 
     async def _request(
-        self, method: str, path: str, parameters: dict[str, Any], body: AsyncIterator[bytes] | None = None
+        self,
+        method: str,
+        path: str,
+        parameters: dict[str, Any],
+        body: AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> aiohttp.ClientResponse:
         """A response whose body is still to come; the caller closes it.
 
         By aiodocker's private call, since its public ones leave nobody a response to close.
         """
-        headers = {"Content-Type": "application/x-tar" if body else "application/json"}
+        headers = {"Content-Type": "application/x-tar" if body else "application/json", **(headers or {})}
         chunked = True if body else None
         return await self._docker._do_query(
             path, method, params=parameters, data=body, headers=headers, timeout=_NO_LIMIT, chunked=chunked
@@ -363,6 +388,12 @@ class Ending:
 
     def close(self) -> None:
         self._response.close()
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Repository and tag."""
+    repository, _, tag = name.rpartition(":")
+    return (repository, tag) if repository and "/" not in tag else (name, "latest")
 
 
 def payload(pending: bytearray) -> bytes:

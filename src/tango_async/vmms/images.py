@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 
 from ..errors import VmmsError
@@ -79,6 +79,16 @@ class Images:
             await self._put_back(came, before)
             if wanted in before:
                 await self._forget(before[wanted])
+
+    async def pull(self, name: str, credentials: Mapping[str, str]) -> None:
+        async with self._loading:
+            before = (await self.ids()).get(name)
+            await self._engine.pull(name, credentials)
+            if before is not None:
+                await self._forget(before)
+
+    async def push(self, name: str, credentials: Mapping[str, str]) -> None:
+        await self._engine.push(name, credentials)
 
     async def _put_back(self, came: dict[str, str], before: dict[str, str]) -> None:
         """Loading moves tags: those that stood elsewhere return there, new ones go."""
