@@ -16,6 +16,7 @@ import pytest
 
 from conftest import absent
 from support.engine import Engine
+from support.netns import RemoteEngine
 from support.notify import Listener
 from support.redis_server import RedisServer, server_programs
 from support.service import Process, Service
@@ -25,6 +26,16 @@ BWRAP = """\
 exec bwrap --bind {file} /starts "$@"
 """
 """Shows each sandbox a file of the test's, where programs note that they began: counted outside the service."""
+
+ENGINE_HOST = """
+[[docker.hosts]]
+name = "n{number}"
+url = "{url}"
+slots = 2
+ca = "{ca}"
+cert = "{cert}"
+key = "{key}"
+"""
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -178,3 +189,28 @@ def rig(own_redis: RedisServer, starts: Path, service: Service) -> Iterator[Rig]
     }
     yield Rig(service, own_redis, starts)
     own_redis.send(signal.SIGCONT)
+
+
+@pytest.fixture
+async def over(engines: list[RemoteEngine], service: Service, tmp_path: Path) -> Callable[..., Any]:
+    """Starts the service over the engines, with further settings of `docker`, and `more` of the file."""
+
+    async def start(more: str = "", **docker: object) -> None:
+        text = "[docker]\n" + "".join(f"{name} = {value}\n" for name, value in docker.items())
+        for number, engine in enumerate(engines):
+            tls = engine.certificates
+            assert tls is not None
+            text += ENGINE_HOST.format(number=number, url=engine.url, ca=tls.ca, cert=tls.cert, key=tls.key)
+        config = tmp_path / "tango.toml"
+        config.write_text(text + more)
+        service.environment |= {
+            "TANGO_CONFIG": str(config),
+            "TANGO_VMMS": "distDocker",
+            "TANGO_DISPATCHER_LEASE_S": "3",
+            "TANGO_DISPATCHER_UPKEEP_S": "0.5",
+            "TANGO_DISPATCHER_MACHINE_WAIT_S": "20",
+        }
+        await service.run("tango-http")
+        await service.run("tango-dispatcher")
+
+    return start

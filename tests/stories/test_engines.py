@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from stories.conftest import dispatched
 from support.netns import RemoteEngine
 from support.service import Service
-
-HOST = """
-[[docker.hosts]]
-name = "n{number}"
-url = "{url}"
-slots = 2
-ca = "{ca}"
-cert = "{cert}"
-key = "{key}"
-"""
 
 
 def ticking(n: int) -> bytes:
@@ -30,31 +17,6 @@ def ticking(n: int) -> bytes:
 
 def said(n: int) -> str:
     return "Autodriver: Job exited with status 0\n" + "".join(f"tick {i}\n" for i in range(1, n + 1))
-
-
-@pytest.fixture
-async def over(engines: list[RemoteEngine], service: Service, tmp_path: Path) -> Callable[..., Any]:
-    """Starts the service over the engines, with further settings of `docker`."""
-
-    async def start(**docker: object) -> None:
-        text = "[docker]\n" + "".join(f"{name} = {value}\n" for name, value in docker.items())
-        for number, engine in enumerate(engines):
-            tls = engine.certificates
-            assert tls is not None
-            text += HOST.format(number=number, url=engine.url, ca=tls.ca, cert=tls.cert, key=tls.key)
-        config = tmp_path / "tango.toml"
-        config.write_text(text)
-        service.environment |= {
-            "TANGO_CONFIG": str(config),
-            "TANGO_VMMS": "distDocker",
-            "TANGO_DISPATCHER_LEASE_S": "3",
-            "TANGO_DISPATCHER_UPKEEP_S": "0.5",
-            "TANGO_DISPATCHER_MACHINE_WAIT_S": "20",
-        }
-        await service.run("tango-http")
-        await service.run("tango-dispatcher")
-
-    return start
 
 
 async def engine_states(service: Service) -> dict[str, dict[str, Any]]:

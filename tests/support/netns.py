@@ -6,6 +6,7 @@ also when the test run is killed. The engine answers there with TLS, on request 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -18,6 +19,8 @@ from support.engine import PrivateEngine, _child
 
 TLS_PORT, PLAIN_PORT = 2376, 2375
 SSHD = "/usr/sbin/sshd"
+NET = "10.231.0.0/16"
+"""All links, so that engines reach what listens at our end of any."""
 
 _numbers = count(os.getpid() * 8)
 
@@ -54,12 +57,17 @@ class RemoteEngine(PrivateEngine):
     def __init__(self, certificates: Certificates | None = None) -> None:
         super().__init__()
         self.certificates = certificates
+        self.configure()
         number = next(_numbers)
         self.link = f"tg{number % 10**8}"
         a, b = number // 64 % 256, number % 64 * 4
         self._net = f"10.231.{a}.{b}/30"
         self.gateway, self.address = f"10.231.{a}.{b + 1}", f"10.231.{a}.{b + 2}"
         self._sshd: subprocess.Popen[bytes] | None = None
+
+    def configure(self, **options: object) -> None:
+        """For the next start."""
+        (self.directory / "daemon.json").write_text(json.dumps({"insecure-registries": [NET], **options}))
 
     @staticmethod
     def missing() -> str:
@@ -80,7 +88,8 @@ class RemoteEngine(PrivateEngine):
         _ip("link", "set", self.link, "up")
         # Without it, what is for an engine that is gone would go out into the world.
         _ip("route", "add", "blackhole", self._net, "metric", "9999")
-        for words in (f"addr add {self.address}/30 dev eth0", "link set eth0 up", "link set lo up"):
+        reach = f"route add {NET} via {self.gateway}"
+        for words in (f"addr add {self.address}/30 dev eth0", "link set eth0 up", "link set lo up", reach):
             subprocess.run([*self._enter, "ip", *words.split()], check=True)
 
     @property
@@ -102,7 +111,8 @@ class RemoteEngine(PrivateEngine):
         subprocess.run([*self._enter, "ip", "link", "set", "eth0", "down"], check=True)
 
     def heal(self) -> None:
-        subprocess.run([*self._enter, "ip", "link", "set", "eth0", "up"], check=True)
+        for words in ("link set eth0 up", f"route replace {NET} via {self.gateway}"):
+            subprocess.run([*self._enter, "ip", *words.split()], check=True)
 
     def start_sshd(self, authorized_key: str) -> str:
         """The host's public key."""

@@ -42,6 +42,7 @@ SILENCE_S = 15
 """A connection whose other end the network has not heard for so long is broken."""
 
 LEAVE_S = 1.0
+AGAIN_S = 0.1
 
 _NO_LIMIT = aiohttp.ClientTimeout()
 _UNREACHABLE = 900
@@ -188,7 +189,9 @@ class Engine:
         return State(state["Status"], state["Running"], state["ExitCode"], state["OOMKilled"])
 
     async def usage(self, name: str) -> Usage | None:
-        """What a running container has used; None for one that has ended, whose counters are gone."""
+        """What a running container has used; None for one that has ended, whose counters are gone, and on Podman."""
+        if self.podman:
+            return None
         with ours():
             path = f"containers/{name}/stats"
             found = await self._docker._query_json(path, params={"stream": "false", "one-shot": "true"})
@@ -204,7 +207,11 @@ class Engine:
         except MachineLost:
             return
         except EngineError as e:
-            if e.status != 409:
+            if self.podman and e.status == 500 and "state improper" in str(e):
+                # Podman was about to kill it when it ended by itself.
+                await asyncio.sleep(AGAIN_S)
+                await self.remove(name)
+            elif e.status != 409:
                 raise
 
     async def containers(self, label: str) -> list[dict[str, Any]]:
