@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The soak: the whole service under load while its processes are killed, and a table of what became of every job.
 
-    soak/main.py [--seconds 300] [--jobs N] [--seed N] [--vmms localSandbox|localDocker]
+    soak/main.py [--seconds 300] [--jobs N] [--seed N] [--vmms localSandbox|localDocker|distDocker]
                  [--kills-per-minute 20] [--keep]
 
 Needs root, bubblewrap or Docker, and a Redis-protocol server. Everything runs on this machine, in a
@@ -26,13 +26,14 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "soak")]
 
 import strays  # noqa: E402
 from load import Load  # noqa: E402
-from plan import plan  # noqa: E402
+from plan import OF_VMMS, plan  # noqa: E402
 from recovery import Recovery  # noqa: E402
 from stage import PREFIX, STRAY_AGE_S, Stage  # noqa: E402
 from tormentor import Tormentor  # noqa: E402
 from verdict import Evidence, rows, table  # noqa: E402
 
 from support.engine import PrivateEngine  # noqa: E402
+from support.netns import RemoteEngine  # noqa: E402
 from support.redis_server import server_programs  # noqa: E402
 
 INSIDE = "SOAK_INSIDE"
@@ -47,7 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300.0, help="how long jobs come and processes die")
     parser.add_argument("--jobs", type=int, help="how many jobs (default: two a second)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--vmms", choices=["localSandbox", "localDocker"], default="localSandbox")
+    parser.add_argument("--vmms", choices=list(OF_VMMS), default="localSandbox")
     parser.add_argument("--kills-per-minute", type=float, default=20.0, help="and as many other torments")
     parser.add_argument("--keep", action="store_true", help="keep logs and files")
     return parser.parse_args()
@@ -61,14 +62,15 @@ def missing(vmms: str) -> str:
     absent = [p for p in programs if shutil.which(p) is None]
     if not server_programs():
         absent.append("redis-server")
-    if vmms == "localDocker" and PrivateEngine.missing():
-        absent.append(PrivateEngine.missing())
+    engine = {"localDocker": PrivateEngine, "distDocker": RemoteEngine}.get(vmms)
+    if engine is not None and engine.missing():
+        absent.append(engine.missing())
     return ", ".join(absent)
 
 
 async def soak(given: argparse.Namespace, directory: Path) -> bool:
     jobs = given.jobs or round(given.seconds * 2)
-    torments = plan(given.seed, given.seconds, given.kills_per_minute, engine=given.vmms == "localDocker")
+    torments = plan(given.seed, given.seconds, given.kills_per_minute, given.vmms)
     print(
         f"soak: {given.vmms}, seed {given.seed}, {jobs} jobs and {len(torments)} torments in {given.seconds:.0f} s; "
         f"logs in {directory}",

@@ -33,7 +33,7 @@ KILLS = [
     Wish(3, "kill", "redis", 3),
     Wish(1, "destroy", "machine", 0),
 ]
-ENGINE_KILLS = [Wish(3, "kill", "engine", 2)]
+ENGINE_KILLS = [Wish(3, "kill", "engine-0", 2)]
 OTHERS = [
     *(Wish(2, "pause", f"http-{i}", 5) for i in BOTH),
     *(Wish(3, "pause", f"dispatcher-{i}", 8) for i in BOTH),
@@ -46,17 +46,32 @@ OTHERS = [
     *(Wish(2, "hold", f"dispatcher-{i}-redis", 8) for i in BOTH),
     Wish(3, "fill", "disk", 5),
 ]
-ENGINE_OTHERS = [Wish(2, "pause", "engine", 6)]
+ENGINE_OTHERS = [Wish(2, "pause", "engine-0", 6)]
+ENGINES = 3
+SEVERAL_KILLS = [Wish(1, "kill", f"engine-{i}", 2) for i in range(ENGINES)]
+SEVERAL_OTHERS = [
+    *(Wish(1, "pause", f"engine-{i}", 6) for i in range(ENGINES)),
+    *(Wish(4, "part", f"engine-{i}", 20) for i in range(ENGINES)),
+]
+"""What takes more than the link's silence breaks connections, and what takes less is mended by TCP."""
+
+OF_VMMS: dict[str, tuple[list[Wish], list[Wish]]] = {
+    "localSandbox": ([], []),
+    "localDocker": (ENGINE_KILLS, ENGINE_OTHERS),
+    "distDocker": (SEVERAL_KILLS, SEVERAL_OTHERS),
+}
+"""Kills and others."""
 
 APART_S = 0.5
 """Between two torments of one part."""
 
 
-def plan(seed: int, seconds: float, kills_per_minute: float, *, engine: bool) -> list[Torment]:
+def plan(seed: int, seconds: float, kills_per_minute: float, vmms: str) -> list[Torment]:
     """Kills at that rate, and as many other torments."""
     chance = random.Random(f"torments {seed}")
-    found = _draw(chance, KILLS + (ENGINE_KILLS if engine else []), seconds, kills_per_minute)
-    found += _draw(chance, OTHERS + (ENGINE_OTHERS if engine else []), seconds, kills_per_minute)
+    kills, others = OF_VMMS[vmms]
+    found = _draw(chance, KILLS + kills, seconds, kills_per_minute)
+    found += _draw(chance, OTHERS + others, seconds, kills_per_minute)
     free_at: dict[str, float] = {}
     kept = []
     for torment in sorted(found, key=lambda t: t.at_s):

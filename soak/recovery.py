@@ -10,9 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgpack
+from plan import ENGINES
 from program import Program
 from redis.exceptions import RedisError
 from stage import PREFIX, Stage
+
+ENGINE_PARTS = [f"engine-{i}" for i in range(ENGINES)]
 
 LONGEST_S = 60.0
 LOOK_S = 0.05
@@ -64,7 +67,7 @@ class Recovery:
         if part == "redis":
             return ["redis", *(f"http-{i}{what}" for i in (0, 1) for what in ("", "-redis", "-clients"))]
         # An upkeep that finds the disk full, and an engine that is away, hold up a dispatcher's start.
-        return [part, "redis", "engine", "disk", f"{part}-redis", f"{part}-clients"]
+        return [part, "redis", *ENGINE_PARTS, "disk", f"{part}-redis", f"{part}-clients"]
 
     # -- what works means ----------------------------------------------------------------------------
 
@@ -110,5 +113,7 @@ class Recovery:
                 beats = await redis.hgetall(f"{PREFIX}beats")
                 said = await redis.hgetall(f"{PREFIX}dispatchers")
             fresh = [name for name, at in beats.items() if int(at) > since_ms]
-            return len(fresh) >= 2 and all(msgpack.unpackb(said[name])["healthy"] for name in fresh)
+            records = [msgpack.unpackb(said[name]) for name in fresh]
+            well = [r["healthy"] and all(engine["healthy"] for engine in r["engines"]) for r in records]
+            return len(fresh) >= 2 and all(well)
         return False

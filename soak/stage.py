@@ -13,12 +13,14 @@ from pathlib import Path
 
 import aiohttp
 from count import Starts
+from plan import ENGINES
 from program import Program
 from proxy import Proxy
 from receiver import SECRET, Receiver
 from redis.asyncio import Redis
 
 from support.engine import PrivateEngine
+from support.netns import Certificates, RemoteEngine
 from support.redis_server import server_programs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +63,16 @@ SETTINGS = {
     "TANGO_CALLBACKS_SECRET": SECRET,
 }
 
+HOST = """
+[[docker.hosts]]
+name = "n{number}"
+url = "{url}"
+slots = 2
+ca = "{ca}"
+cert = "{cert}"
+key = "{key}"
+"""
+
 REDIS = ["--port", "0", "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning"]
 LEDGER = ["--auto-aof-rewrite-percentage", "0", "--auto-aof-rewrite-min-size", "64gb"]
 """The append-only file is the soak's witness, so it must keep everything."""
@@ -78,7 +90,7 @@ class Stage:
         self.aof = directory / "redis/appendonlydir"
         self.starts = Starts(directory)
         self.receiver = Receiver(seed)
-        self.engine: PrivateEngine | None = None
+        self.engines: list[PrivateEngine] = []
         self.uid = 64_200 + os.getpid() % 1000
         self._redis_socket = directory / "redis/socket"
         self.witness = Redis.from_url(f"unix://{self._redis_socket}", protocol=3)
@@ -136,9 +148,10 @@ class Stage:
             "TANGO_SANDBOX_UID": str(self.uid),
         }
         if self.vmms == "localDocker":
-            self._start_engine()
-            assert self.engine is not None
-            environment |= {"DOCKER_HOST": self.engine.host, "TANGO_DOCKER_RUNTIME": "soak"}
+            self._start_engine(PrivateEngine())
+            environment |= {"DOCKER_HOST": self.engines[0].host, "TANGO_DOCKER_RUNTIME": "soak"}
+        elif self.vmms == "distDocker":
+            environment |= {"TANGO_CONFIG": str(self._start_engines()), "TANGO_DOCKER_RUNTIME": "soak"}
         self.redis.keep()
         await self.redis.until_ready()
         for i, proxy in enumerate(self.redis_proxies):
@@ -155,12 +168,24 @@ class Stage:
         for program in (*self.servers, *self.dispatchers):
             await program.until_ready()
 
-    def _start_engine(self) -> None:
-        self.engine = PrivateEngine()
+    def _start_engines(self) -> Path:
+        """Several hosts, and the settings that name them."""
+        tls = Certificates(self.directory / "tls")
+        text = ""
+        for number in range(ENGINES):
+            engine = RemoteEngine(tls)
+            self._start_engine(engine)
+            text += HOST.format(number=number, url=engine.url, ca=tls.ca, cert=tls.cert, key=tls.key)
+        config = self.directory / "tango.toml"
+        config.write_text(text)
+        return config
+
+    def _start_engine(self, engine: PrivateEngine) -> None:
+        self.engines.append(engine)
         runtimes = {"runtimes": {"soak": {"path": str(self.starts.runtime)}}}
-        (self.engine.directory / "daemon.json").write_text(json.dumps(runtimes))
-        self.engine.start()
-        environment = os.environ | {"DOCKER_HOST": self.engine.host}
+        (engine.directory / "daemon.json").write_text(json.dumps(runtimes))
+        engine.start()
+        environment = os.environ | {"DOCKER_HOST": engine.host}
         builder = str(ROOT / "deploy/images/grading_image.py")
         subprocess.run([sys.executable, builder], check=True, env=environment, stdout=subprocess.DEVNULL)
 
@@ -176,8 +201,8 @@ class Stage:
         for proxy in (*self.redis_proxies, *self.server_proxies):
             await proxy.close()
         await self.receiver.close()
-        if self.engine is not None:
-            await asyncio.to_thread(self.engine.stop)
+        for engine in self.engines:
+            await asyncio.to_thread(engine.stop)
         subprocess.run(["umount", str(self.labs)], check=False)
 
     async def answers(self, number: int) -> bool:

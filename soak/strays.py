@@ -64,8 +64,7 @@ async def files(stage: Stage) -> list[str]:
 def machines(stage: Stage) -> list[str]:
     """Sandboxes, containers and their outputs, control groups and processes of jobs."""
     found = [f"{p.relative_to(stage.state)}" for kind in KEPT for p in stage.state.glob(f"*/{kind}/*")]
-    if stage.engine is not None:
-        found += [f"container {name[:12]}" for name in stage.engine.containers()]
+    found += [f"container {name[:12]}" for engine in stage.engines for name in engine.containers()]
     installs = [p.read_text().strip() for p in stage.state.glob("*/install")]
     for path, folders, _ in os.walk("/sys/fs/cgroup"):
         found += [f"{path}/{f}" for f in folders if any(f.startswith(f"tango-{i}-") for i in installs)]

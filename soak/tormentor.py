@@ -10,12 +10,15 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from plan import Torment
+from plan import ENGINES, Torment
 from program import Program
 from proxy import Proxy
 from recovery import Recovery
 from redis.exceptions import RedisError
 from stage import PREFIX, Stage
+
+from support.engine import PrivateEngine
+from support.netns import RemoteEngine
 
 
 class Tormentor:
@@ -29,7 +32,7 @@ class Tormentor:
         self.engine_away: list[tuple[float, float]] = []
         """By the clock of the machines."""
         # It takes its time to start, and what is planned for it next must wait until it has.
-        self._engine_turn = asyncio.Lock()
+        self._engine_turns = [asyncio.Lock() for _ in range(ENGINES)]
         parts = [stage.redis, *stage.servers, *stage.dispatchers]
         self._programs = {program.name: program for program in parts}
         self._proxies = {f"http-{i}-clients": proxy for i, proxy in enumerate(stage.server_proxies)}
@@ -46,12 +49,11 @@ class Tormentor:
 
     async def _torment(self, t: Torment) -> None:
         match t.what, t.part:
-            case "kill", "engine":
-                async with self._engine_turn:
-                    await self._kill_engine(t.for_s)
-            case "pause", "engine":
-                async with self._engine_turn:
-                    await self._pause_engine(t.for_s)
+            case what, part if part.startswith("engine-"):
+                number = int(part.partition("-")[2])
+                do = {"kill": self._kill_engine, "pause": self._pause_engine, "part": self._part_from_engine}[what]
+                async with self._engine_turns[number]:
+                    await do(self._stage.engines[number], part, t.for_s)
             case "destroy", _:
                 await self._destroy_machine(t)
             case "fill", _:
@@ -106,29 +108,37 @@ class Tormentor:
 
     # -- the engine ----------------------------------------------------------------------------------
 
-    async def _kill_engine(self, for_s: float) -> None:
-        engine = self._stage.engine
-        assert engine is not None
+    async def _kill_engine(self, engine: PrivateEngine, part: str, for_s: float) -> None:
         began = time.time()
-        self._recovery.away("engine")
+        self._recovery.away(part)
         await asyncio.to_thread(engine.kill)
         self._count("kill engine")
         await asyncio.sleep(for_s)
         await asyncio.to_thread(engine.start)
-        self._recovery.back("engine")
+        self._recovery.back(part)
         self.engine_away.append((began, time.time()))
         back = time.monotonic()
-        self._recovery.watch("engine", lambda: self._recovery.engine_works(back))
+        self._recovery.watch(part, lambda: self._recovery.engine_works(back))
 
-    async def _pause_engine(self, for_s: float) -> None:
-        engine = self._stage.engine
-        assert engine is not None
-        self._recovery.away("engine")
+    async def _part_from_engine(self, engine: PrivateEngine, part: str, for_s: float) -> None:
+        """Its link is cut, and healed."""
+        assert isinstance(engine, RemoteEngine)
+        self._recovery.away(part)
+        await asyncio.to_thread(engine.cut)
+        self._count("cut link")
+        await asyncio.sleep(for_s)
+        await asyncio.to_thread(engine.heal)
+        self._recovery.back(part)
+        back = time.monotonic()
+        self._recovery.watch(part, lambda: self._recovery.engine_works(back))
+
+    async def _pause_engine(self, engine: PrivateEngine, part: str, for_s: float) -> None:
+        self._recovery.away(part)
         engine.send(signal.SIGSTOP)
         self._count("pause engine")
         await asyncio.sleep(for_s)
         engine.send(signal.SIGCONT)
-        self._recovery.back("engine")
+        self._recovery.back(part)
 
     # -- machines ------------------------------------------------------------------------------------
 
@@ -145,10 +155,11 @@ class Tormentor:
                     return
 
     async def _end_machine(self, name: str) -> bool:
-        engine = self._stage.engine
-        if engine is not None:
+        if self._stage.engines:
+            host, _, container = name.rpartition("/")
+            engine = self._stage.engines[int(host[1:] or 0)]
             if await asyncio.to_thread(engine.answers):
-                await asyncio.to_thread(engine.remove, name)
+                await asyncio.to_thread(engine.remove, container)
                 return True
             return False
         for record in self._stage.state.glob(f"*/machines/{name}/supervisor"):

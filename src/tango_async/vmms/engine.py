@@ -132,9 +132,9 @@ class Engine:
         except TimeoutError as e:
             raise VmmsUnavailable(f"the Docker engine at {self._name} does not answer within {PROBE_S:.0f} s") from e
         except aiodocker.DockerError as e:
-            raise VmmsUnavailable(_advice(self._name, e)) from e
+            raise VmmsUnavailable(self._of_tls(e) or _advice(self._name, e)) from e
         except (aiohttp.ClientError, OSError) as e:
-            raise VmmsUnavailable(f"the Docker engine at {self._name} broke off: {e!r}") from e
+            raise VmmsUnavailable(self._of_tls(e) or f"the Docker engine at {self._name} broke off: {e!r}") from e
         except (ValueError, TypeError, KeyError) as e:
             raise VmmsUnavailable(f"what answers at {self._name} is no Docker engine") from e
         if api < MIN_API:
@@ -142,6 +142,18 @@ class Engine:
             raise VmmsUnavailable(
                 f"the Docker engine at {self._name} speaks API {version['ApiVersion']}; {wanted} needed"
             )
+
+    def _of_tls(self, error: BaseException | None) -> str:
+        """What to look at, if that is why; else empty."""
+        while error is not None:
+            if isinstance(error, ssl.SSLCertVerificationError):
+                file = self._tls.ca if self._tls is not None else "the usual authorities"
+                return f"the Docker engine at {self._name} has a certificate that ca ({file}) does not know: {error}"
+            if isinstance(error, ssl.SSLError):
+                file = self._tls.cert if self._tls is not None else "none"
+                return f"the Docker engine at {self._name} does not take our certificate, cert ({file}): {error}"
+            error = error.__cause__ or error.__context__
+        return ""
 
     async def close(self) -> None:
         session, self._session, self._client = self._session, None, None
