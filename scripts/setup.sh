@@ -41,7 +41,8 @@ docker_answers() {
 }
 
 if [ "$what" = ci ]; then
-  packages redis-server docker.io iptables iproute2 bubblewrap mmdebstrap make gcc procps busybox curl systemd openssh-server
+  packages redis-server docker.io iptables iproute2 bubblewrap mmdebstrap make gcc procps busybox curl systemd \
+    openssh-server openssh-client openssl podman conmon runc docker-registry
 elif ! command -v bwrap >/dev/null && ! docker_answers; then
   packages bubblewrap
 fi

@@ -51,7 +51,7 @@ ENGINES = 3
 SEVERAL_KILLS = [Wish(1, "kill", f"engine-{i}", 2) for i in range(ENGINES)]
 SEVERAL_OTHERS = [
     *(Wish(1, "pause", f"engine-{i}", 6) for i in range(ENGINES)),
-    *(Wish(4, "part", f"engine-{i}", 20) for i in range(ENGINES)),
+    *(Wish(6, "part", f"engine-{i}", 20) for i in range(ENGINES)),
 ]
 """What takes more than the link's silence breaks connections, and what takes less is mended by TCP."""
 

@@ -17,7 +17,7 @@ WITHIN_S = 600
 """A soak ends by itself: at the latest when its drains and its settling, each bounded, are over."""
 
 
-@pytest.mark.parametrize(("vmms", "seconds"), [("localSandbox", 60), ("localDocker", 45)])
+@pytest.mark.parametrize(("vmms", "seconds"), [("localSandbox", 60), ("localDocker", 45), ("distDocker", 60)])
 async def test_no_job_is_lost_or_graded_twice_while_processes_are_killed(vmms: str, seconds: int) -> None:
     arguments = ["--vmms", vmms, "--seconds", str(seconds), "--seed", "7", "--kills-per-minute", "30"]
     process = await asyncio.create_subprocess_exec(

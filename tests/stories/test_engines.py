@@ -73,6 +73,26 @@ async def test_jobs_are_graded_on_both_and_slots_are_summed(
     await until_empty(engines)
 
 
+async def test_prepared_machines_are_spread_and_lent_on_their_hosts(
+    service: Service, engines: list[RemoteEngine], over: Callable[..., Any]
+) -> None:
+    await over()
+    await service.prealloc(2)
+    async with asyncio.timeout(30):
+        while containers(engines) != [1, 1]:
+            await asyncio.sleep(0.1)
+    waiting = {one.containers("tango-async.host")[0] for one in engines}
+    await service.upload("lab", {"Makefile": ticking(4)})
+    jobs = [await service.add("lab", ["Makefile"], f"out{i}") for i in range(2)]
+    await until_running(service, *jobs)
+    running = {one for engine in engines for one in engine.containers("tango-async.host")}
+    assert waiting <= running
+    for i in range(2):
+        assert (await service.poll("lab", f"out{i}")).endswith(said(4))
+    await service.prealloc(0)
+    await until_empty(engines)
+
+
 async def test_a_partition_is_waited_for_past_the_deadline_and_costs_no_run_and_no_byte(
     service: Service, engines: list[RemoteEngine], over: Callable[..., Any]
 ) -> None:

@@ -27,9 +27,10 @@ async def test_jobs_go_where_most_is_free_and_then_wait() -> None:
     assert turns[3].result() == "one"
 
 
-async def test_of_equals_the_one_with_fewer_machines_is_taken() -> None:
-    placement = Placement({"one": Word(1, machines={"waits"}), "two": Word(1)})
-    assert placement.best("a") == "two"
+async def test_of_equals_a_job_gets_the_one_where_machines_wait_and_the_next_is_prepared_on_the_other() -> None:
+    placement = Placement({"one": Word(1), "two": Word(1, machines={"waits"}), "three": Word(1)})
+    assert placement.best("a") == "one"
+    assert placement.ask("a", 1).result() == "two"
 
 
 async def test_a_large_job_keeps_one_host_and_others_pass_it() -> None:

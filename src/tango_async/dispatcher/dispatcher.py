@@ -72,7 +72,7 @@ class Dispatcher:
         self._pool = Pool(
             vmms, self._instance, wait_s=waits.machine_wait_s, bounds=settings.pools, version_of=version_of
         )
-        self._strays = Strays(vmms, self._pool, self._adopt, period_s=waits.upkeep_s, wait_s=waits.machine_wait_s)
+        self._strays = Strays(vmms, self._pool, self._adopt_late, period_s=waits.upkeep_s, wait_s=waits.machine_wait_s)
         self._hosts = vmms if isinstance(vmms, ManyHosts) else None
         """Where the back-end has several."""
         self._slots = Slots(settings.dispatcher.slots)
@@ -348,6 +348,10 @@ class Dispatcher:
         for machine in machines:
             if not await self._adopt(machine):
                 self._pool.discard(machine)
+
+    async def _adopt_late(self, machine: Machine) -> bool:
+        """The same for one that turns up later; what this dispatcher has made is not taken from itself."""
+        return machine.owner != self._instance and await self._adopt(machine)
 
     async def _adopt(self, machine: Machine) -> bool:
         """Follows the live job that runs on the machine; False if there is none. Raises QueueUnavailable."""

@@ -93,7 +93,7 @@ class DistDocker:
         return {image: " ".join(ids) for image, ids in found.items()}
 
     async def load_image(self, name: str, archive: AsyncIterator[bytes]) -> None:
-        """Loads it on every host that is well. Raises VmmsError if it fails on any, naming each."""
+        """Loads it on one after the other of the hosts that are well. Raises VmmsError at the first that fails."""
         with tempfile.TemporaryFile() as file:
             async for chunk in archive:
                 await asyncio.to_thread(file.write, chunk)

@@ -67,7 +67,7 @@ class Placement:
         having = self._having(image)
         if not having:
             raise self._why_none(image)
-        return max(having, key=self._room_of)
+        return max(having, key=lambda name: (self.free(name), -len(self._hosts[name].machines)))
 
     def ask(self, image: str, n: int) -> asyncio.Future[str]:
         wait = _Wait(image, n)
@@ -101,9 +101,9 @@ class Placement:
         open_to_it = [name for name in having if name not in kept]
         fitting = [name for name in open_to_it if self._fits(name, wait.n)]
         if not fitting:
-            kept.update(sorted(open_to_it, key=self._room_of)[-1:])
+            kept.update(sorted(open_to_it, key=self._welcome)[-1:])
             return False
-        name = max(fitting, key=self._room_of)
+        name = max(fitting, key=self._welcome)
         self._taken[name] += wait.n
         wait.turn.set_result(name)
         return True
@@ -111,8 +111,9 @@ class Placement:
     def _fits(self, name: str, n: int) -> bool:
         return self._taken[name] == 0 or self._taken[name] + n <= self._hosts[name].slots
 
-    def _room_of(self, name: str) -> tuple[int, int]:
-        return self.free(name), -len(self._hosts[name].machines)
+    def _welcome(self, name: str) -> tuple[int, int]:
+        """Of equals the one with more machines: those that are not used wait for a job."""
+        return self.free(name), len(self._hosts[name].machines)
 
     def _having(self, image: str) -> list[str]:
         return [name for name, host in self._hosts.items() if host.well and image in host.images]
