@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stories.conftest import dispatched
+from support.fixtures_docker import IMAGE
 from support.netns import RemoteEngine
 from support.service import Service
 
@@ -79,8 +80,9 @@ async def test_prepared_machines_are_spread_and_lent_on_their_hosts(
     await over()
     await service.prealloc(2)
     async with asyncio.timeout(30):
-        while containers(engines) != [1, 1]:
+        while not (pools := (await service.json("GET", "/pool/test/"))["pools"]) or len(pools[IMAGE]["free"]) < 2:
             await asyncio.sleep(0.1)
+    assert containers(engines) == [1, 1]
     waiting = {one.containers("tango-async.host")[0] for one in engines}
     await service.upload("lab", {"Makefile": ticking(4)})
     jobs = [await service.add("lab", ["Makefile"], f"out{i}") for i in range(2)]
