@@ -31,7 +31,7 @@ async def test_dispatchers_are_listed_with_what_they_have_and_how_they_are(fleet
     assert found[0] | {"age": 0} == {
         "install": "a2", "host": "east", "state": "paused", "vmms": "localDocker", "version": "0", "slots": 2,
         "busy": 1, "paused": True, "quiet_cores": 0, "labels": [], "healthy": True, "problem": "",
-        "images": ["autograding_image"], "age": 0,
+        "images": ["autograding_image"], "engines": [], "age": 0,
     }  # fmt: skip
 
 
