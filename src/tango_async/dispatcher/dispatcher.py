@@ -190,10 +190,7 @@ class Dispatcher:
 
     def _look_again(self) -> None:
         """While there is room for jobs of one kind it is listened for those only; now there may be for others."""
-
-        if self._hosts is not None:
-            self._pool.roomier.set()  # for jobs of an image that only one host has
-        if self._cores.capacity:
+        if self._cores.capacity or self._hosts is not None:
             self._pool.roomier.set()
 
     async def _listen(self, stop: asyncio.Event) -> None:
