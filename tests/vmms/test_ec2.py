@@ -315,6 +315,6 @@ async def test_a_failed_machine_can_be_kept(cloud: Cloud, tmp_path: Path) -> Non
         assert await backend.vmms.get_vms() == []
         (kept,) = await cloud.living()
         assert {tag["Key"]: tag["Value"] for tag in kept["Tags"]}["tango:kept"].startswith(
-            "the files could not be unpacked"
+            "the files arrived incompletely"
         )
         await cloud.clients[KEY].terminate_instances(InstanceIds=[kept["InstanceId"]])
