@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -46,8 +47,10 @@ def test_what_is_shown_can_be_loaded_again_and_holds_no_secret(tmp_path: Path) -
 
 
 def test_a_setting_without_a_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Path(config.__file__).read_text().replace('"""Begins every key."""', "")
-    monkeypatch.setattr(settings_table.inspect, "getsource", lambda module: source)
+    def without(module: ModuleType) -> str:
+        return Path(str(module.__file__)).read_text().replace('"""Begins every key."""', "")
+
+    monkeypatch.setattr(settings_table.inspect, "getsource", without)
     with pytest.raises(LookupError, match=r"queue\.prefix"):
         list(settings_table.settings())
 

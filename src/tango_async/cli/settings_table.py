@@ -1,4 +1,4 @@
-"""The settings in print: docs/settings.md from config.py's docstrings, and `tango config show`."""
+"""The settings in print: docs/settings.md from the docstrings of its tables, and `tango config show`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import config
+from ..config import backends, hosts, service
 
 _HEAD = """\
 # Settings
 
-Made by `tango config table` from `src/tango_async/config.py`; a test holds it to that.
+Made by `tango config table` from `src/tango_async/config/`; a test holds it to that.
 
 Settings come from `tango.toml` (`--config FILE` or `TANGO_CONFIG`), and over it from the environment.
 A setting that is unknown or wrong stops the service at its start, with its name. `tango config show`
@@ -33,16 +34,17 @@ class Setting:
 
 
 def settings() -> Iterator[Setting]:
-    """Every setting, in the order of config.py. Raises LookupError for one without a docstring."""
-    source = ast.parse(inspect.getsource(config))
-    classes = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
+    """Every setting, in the order of Settings. Raises LookupError for one without a docstring."""
+    modules = (backends, hosts, service)
+    trees = [ast.parse(inspect.getsource(module)) for module in modules]
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     special = {name: variable for variable, name in config.VARIABLES.items()}
     for table in config.Settings.__struct_fields__:
         group = type(getattr(config.Settings(), table)).__name__
         for key, default, doc in _attributes(classes[group]):
             name = f"{table}.{key}"
             if doc is None:
-                raise LookupError(f"{name} has no docstring in config.py")
+                raise LookupError(f"{name} has no docstring")
             meaning, mark, rest = doc.partition("`TANGO_")  # the variable's own column says it
             variable = special.get(name, f"TANGO_{table}_{key}".upper())
             note = rest.partition("`")[2].strip(" ,.") if mark else ""
@@ -66,6 +68,8 @@ def _default(key: str, node: ast.expr) -> str:
     if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("field"):
         factory = node.keywords[0].value
         node = factory.body if isinstance(factory, ast.Lambda) else factory
+    if ast.unparse(node) == "dict":
+        return "empty"
     value: Any = None
     try:
         value = _value(node)
