@@ -16,7 +16,7 @@ from support.ward import Ward
 from tango_async.config import Settings
 from tango_async.errors import ConfigError, HostUnavailable, ImageNotFound, VmmsUnavailable
 from tango_async.model import Exit
-from tango_async.vmms import dist_host, engine, outputs
+from tango_async.vmms import dist_host, engine_address, outputs
 from tango_async.vmms.base import ManyHosts, load
 from tango_async.vmms.dist import DistDocker
 from vmms.conftest import Dist, dist_on
@@ -36,7 +36,7 @@ def backend(dist: Dist) -> Backend:
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is waited for in minutes is over in seconds."""
-    monkeypatch.setattr(engine, "SILENCE_S", 3)
+    monkeypatch.setattr(engine_address, "SILENCE_S", 3)
     monkeypatch.setattr(dist_host, "LOOK_S", 1.0)
     monkeypatch.setattr(outputs, "ANSWER_S", 1.0)
     monkeypatch.setattr(outputs, "POLL_S", 1.0)

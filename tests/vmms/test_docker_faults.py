@@ -33,7 +33,7 @@ from tango_async.model import Exit, InputFile, Machine
 from tango_async.vmms import docker, engine, outputs
 from tango_async.vmms.base import Vmms
 from tango_async.vmms.docker import LocalDocker
-from tango_async.vmms.engine import Attached
+from tango_async.vmms.engine_streams import Attached
 from vmms.conftest import engine_only, host_only, until_it_listens
 
 

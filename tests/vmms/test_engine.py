@@ -10,7 +10,7 @@ from support.images import tar
 from tango_async.config import Docker, Settings
 from tango_async.errors import ConfigError
 from tango_async.vmms.docker import LocalDocker
-from tango_async.vmms.engine import payload
+from tango_async.vmms.engine_streams import payload
 from tango_async.vmms.images import NUMERIC_USER, user_of
 
 

@@ -15,7 +15,8 @@ from typing import Protocol
 from ..config import DockerHost, Settings
 from ..errors import HostUnavailable, VmmsError, VmmsUnavailable
 from .docker import Containers
-from .engine import Engine, Tls
+from .engine import Engine
+from .engine_address import Tls
 from .engine_outputs import EngineOutputs
 from .host_outputs import HostOutputs
 from .outputs import Outputs

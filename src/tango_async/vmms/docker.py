@@ -23,8 +23,9 @@ from ..config import Docker, Settings
 from ..errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
 from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 from . import bootstrap
-from .engine import Attached, Engine
+from .engine import Engine
 from .engine_outputs import EngineOutputs
+from .engine_streams import Attached
 from .host_outputs import HostOutputs
 from .images import Images
 from .outputs import NO_SPEC, Channel, Outputs, state_of

@@ -9,25 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import errno
-import getpass
 import json
-import os
-import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import aiodocker
 import aiohttp
-from aiodocker.stream import Stream
 
 from ..errors import ConfigError, ImageNotFound, MachineLost, VmmsError, VmmsUnavailable
 from ..model import Usage
+from .engine_address import Sockets, Tls, advice, connector_of
+from .engine_streams import Attached, Ending, payload
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 SCHEMES = ("unix://", "tcp://", "http://", "https://")
@@ -38,10 +33,6 @@ MIN_API = (1, 40)
 PROBE_S = 5.0
 """How long an engine may take to answer at the start."""
 
-SILENCE_S = 15
-"""A connection whose other end the network has not heard for so long is broken."""
-
-LEAVE_S = 1.0
 AGAIN_S = 0.1
 
 _NO_LIMIT = aiohttp.ClientTimeout()
@@ -100,7 +91,7 @@ class Engine:
         self._tls = tls
         self._name = name or self.host
         """As it is told of in errors."""
-        self._sockets = _Sockets()
+        self._sockets = Sockets()
         self._session: aiohttp.ClientSession | None = None
         self._client: aiodocker.Docker | None = None
 
@@ -112,7 +103,7 @@ class Engine:
 
     async def open(self) -> None:
         """Connects. Raises VmmsUnavailable, saying what to install, start or permit."""
-        url, connector = _connector(self.host, self._tls, self._sockets)
+        url, connector = connector_of(self.host, self._tls, self._sockets)
         self._session = aiohttp.ClientSession(connector=connector)
         self._client = aiodocker.Docker(url, connector=connector, session=self._session)
         try:
@@ -132,7 +123,7 @@ class Engine:
         except TimeoutError as e:
             raise VmmsUnavailable(f"the Docker engine at {self._name} does not answer within {PROBE_S:.0f} s") from e
         except aiodocker.DockerError as e:
-            raise VmmsUnavailable(self._of_tls(e) or _advice(self._name, e)) from e
+            raise VmmsUnavailable(self._of_tls(e) or advice(self._name, e)) from e
         except (aiohttp.ClientError, OSError) as e:
             raise VmmsUnavailable(self._of_tls(e) or f"the Docker engine at {self._name} broke off: {e!r}") from e
         except (ValueError, TypeError, KeyError) as e:
@@ -343,170 +334,7 @@ class Engine:
         )
 
 
-class Attached:
-    """A container's standard input or output, as it happens."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._first = b""
-
-    async def write(self, data: bytes) -> None:
-        """Waits while the engine does not take more. Raises MachineLost when it takes none any more."""
-        try:
-            await self._stream.write_in(data)
-        except (aiohttp.ClientError, OSError, RuntimeError, AssertionError, AttributeError) as e:
-            raise MachineLost("the machine takes no more input") from e
-
-    @property
-    def broken(self) -> bool:
-        """Whether nothing can be written any more: the container has ended, or the engine was away."""
-        response = self._stream._resp
-        connection = response.connection if response is not None else None
-        transport = connection.transport if connection is not None else None
-        return transport is None or transport.is_closing()
-
-    async def begins(self) -> bool:
-        """Waits for the first bytes, which `chunks` gives later. False if the stream ends without any."""
-        with suppress(aiohttp.ClientError, OSError):
-            while not self._first and (message := await self._stream.read_out()) is not None:
-                self._first = message.data
-        return bool(self._first)
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Ends with the stream, for whatever reason: only Ending tells a whole output from a cut one."""
-        if self._first:
-            yield self._first
-        with suppress(aiohttp.ClientError, OSError):
-            while (message := await self._stream.read_out()) is not None:
-                yield message.data
-
-    async def close(self) -> None:
-        """What was written is still delivered, and then the end of the file."""
-        # Stream.close asserts that there is a connection; a failed one has none.
-        with suppress(AssertionError, AttributeError):
-            await self._stream.close()
-
-
-class Ending:
-    """The engine's promise to tell of an exit, kept by the very process that serves an attached stream.
-
-    An engine that dies ends its streams as an exit does. If this promise was kept, it lived until the exit.
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-
-    async def kept(self) -> bool:
-        """Waits for the exit."""
-        try:
-            return "StatusCode" in await self._response.json()
-        except (aiohttp.ClientError, OSError, ValueError):
-            return False
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        self._response.close()
-
-
 def _split(name: str) -> tuple[str, str]:
     """Repository and tag."""
     repository, _, tag = name.rpartition(":")
     return (repository, tag) if repository and "/" not in tag else (name, "latest")
-
-
-def payload(pending: bytearray) -> bytes:
-    """Takes the whole frames off `pending` and joins what they carry: 1 byte stream, 3 zero, 4 length."""
-    parts = []
-    at = 0
-    while len(pending) - at >= 8:
-        end = at + 8 + int.from_bytes(pending[at + 4 : at + 8], "big")
-        if end > len(pending):
-            break
-        parts.append(bytes(pending[at + 8 : end]))
-        at = end
-    del pending[:at]
-    return b"".join(parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """The files with which engine and client know each other. `named` tells what to look at if they are wrong."""
-
-    ca: Path
-    cert: Path
-    key: Path
-    named: str
-
-    def context(self) -> ssl.SSLContext:
-        """Raises VmmsUnavailable."""
-        try:
-            context = ssl.create_default_context(cafile=str(self.ca))
-            context.load_cert_chain(str(self.cert), str(self.key))
-        except OSError as e:
-            files = ", ".join(map(str, (self.ca, self.cert, self.key)))
-            raise VmmsUnavailable(f"{self.named}: of {files} one is missing or not valid: {e}") from e
-        return context
-
-
-def _connector(host: str, tls: Tls | None, sockets: _Sockets) -> tuple[str, aiohttp.BaseConnector]:
-    """The address as aiodocker wants it, and a connector without a limit: a hundred jobs wait at a time.
-
-    A fresh connection each: a kept one dies with the engine and fails the first call after its restart.
-    """
-    scheme, _, address = host.partition("://")
-    if scheme == "unix":
-        return "unix://localhost", aiohttp.UnixConnector(address, limit=0, force_close=True)
-    if tls is None and (scheme == "https" or os.environ.get("DOCKER_TLS_VERIFY")):
-        tls = _usual_tls()
-    context: ssl.SSLContext | bool = True if tls is None else tls.context()
-    connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=context, socket_factory=sockets.make)
-    return f"{'http' if tls is None else 'https'}://{address}", connector
-
-
-def _usual_tls() -> Tls:
-    """Docker's own convention: ca.pem, cert.pem and key.pem in one directory."""
-    directory = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
-    return Tls(directory / "ca.pem", directory / "cert.pem", directory / "key.pem", "DOCKER_CERT_PATH")
-
-
-class _Sockets:
-    """Sockets that break when the network has been cut for SILENCE_S: a wait for output would else never end."""
-
-    def __init__(self) -> None:
-        self._open: WeakSet[socket.socket] = WeakSet()
-
-    def make(self, address: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol = address[:3]
-        made = socket.socket(family, kind, protocol)
-        self._open.add(made)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (
-            (socket.TCP_KEEPIDLE, SILENCE_S // 3),
-            (socket.TCP_KEEPINTVL, SILENCE_S // 3),
-            (socket.TCP_KEEPCNT, 2),
-            (socket.TCP_USER_TIMEOUT, SILENCE_S * 1000),
-        ):
-            made.setsockopt(socket.IPPROTO_TCP, option, value)
-        return made
-
-    async def closed(self) -> None:
-        """TLS takes leave in the background. Waits for it, but not for one that hears nothing any more."""
-        end = asyncio.get_running_loop().time() + LEAVE_S
-        while any(one.fileno() >= 0 for one in self._open) and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(0.01)
-
-
-def _advice(host: str, error: aiodocker.DockerError) -> str:
-    cause = error.__context__
-    number = cause.errno if isinstance(cause, OSError) else None
-    if number == errno.ENOENT:
-        return (
-            f"no Docker engine at {host}: install docker.io and start it (systemctl start docker), or set docker.host"
-        )
-    if number in (errno.EACCES, errno.EPERM):
-        user = getpass.getuser()
-        return f"{host} may not be used by {user}: usermod -aG docker {user}, then start again"
-    if number == errno.ECONNREFUSED:
-        return f"no Docker engine answers at {host}: start it (systemctl start docker)"
-    return f"the Docker engine at {host} cannot be used: {error.message}"

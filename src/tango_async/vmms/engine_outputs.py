@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from ..errors import MachineLost, NotStarted, VmmsUnavailable
 from ..model import Exit, Machine
 from . import bootstrap, outputs
-from .engine import Attached, Ending, Engine, State
+from .engine import Engine, State
+from .engine_streams import Attached, Ending
 from .outputs import Channel, state_of
 
 UNREAD_S = 1.0
