@@ -16,7 +16,7 @@ from support.images import chunks, saved, variation
 from support.jobs import machine_of
 from tango_async.config import Docker, Settings
 from tango_async.config import load as load_settings
-from tango_async.errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
+from tango_async.errors import ConfigError, MachineLost, NotStarted, VmmsError, VmmsUnavailable
 from tango_async.model import Exit, Machine
 from tango_async.vmms import docker
 from tango_async.vmms.base import Vmms, load
@@ -193,7 +193,7 @@ class TestTheEngineIsNotThere:
                 await _opened(f"unix://{tmp_path}/other.sock")
 
     async def test_an_address_of_no_known_kind(self) -> None:
-        with pytest.raises(VmmsUnavailable, match="unix://PATH"):
+        with pytest.raises(ConfigError, match="unix://PATH"):
             await _opened("ssh://host")
 
 

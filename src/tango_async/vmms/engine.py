@@ -35,6 +35,9 @@ PROBE_S = 5.0
 
 AGAIN_S = 0.1
 
+NOTICE_S = (0.03, 0.06, 0.12, 0.25)
+"""Between two tries to remove a container that has just ended."""
+
 _NO_LIMIT = aiohttp.ClientTimeout()
 _UNREACHABLE = 900
 """The status that aiodocker gives to a connection that failed."""
@@ -202,19 +205,34 @@ class Engine:
         total_ns = counts["cpu_usage"]["total_usage"]
         return Usage(total_ns / 1e9, counts["throttling_data"]["throttled_time"] / 1e9) if total_ns else None
 
-    async def remove(self, name: str) -> None:
-        """With its processes and anonymous volumes; success if it is gone or going."""
+    async def remove(self, name: str, *, ended: bool = False) -> None:
+        """With its processes and anonymous volumes; success if it is gone or going.
+
+        Where the last process has `ended`, the engine gets a moment to notice: to kill a container costs it a
+        process of its own.
+        """
+        for pause_s in NOTICE_S if ended else ():
+            try:
+                await self._remove(name, force=False)
+                return
+            except EngineError as e:
+                if e.status != 409:
+                    raise
+            await asyncio.sleep(pause_s)
+        await self._remove(name, force=True)
+
+    async def _remove(self, name: str, *, force: bool) -> None:
         try:
             with ours():
-                await self._docker.containers.container(name).delete(force=True, v=True)
+                await self._docker.containers.container(name).delete(force=force, v=True)
         except MachineLost:
             return
         except EngineError as e:
             if self.podman and e.status == 500 and "state improper" in str(e):
                 # Podman was about to kill it when it ended by itself.
                 await asyncio.sleep(AGAIN_S)
-                await self.remove(name)
-            elif e.status != 409:
+                await self._remove(name, force=force)
+            elif e.status != 409 or not force:
                 raise
 
     async def containers(self, label: str) -> list[dict[str, Any]]:

@@ -230,6 +230,9 @@ class EngineOutputs:
         """Nothing is kept but by the engine."""
         return []
 
+    def over(self, machine: Machine) -> bool:
+        return False  # only the engine knows
+
     def shut(self, machine: Machine) -> None:
         """What the engine has been sent it delivers; only it can end the machine."""
 

@@ -181,6 +181,10 @@ class HostOutputs:
         records = [(directory.name, _read(directory)) for directory in directories]
         return [record.machine if record else Machine(id=name, spec=NO_SPEC, nonce="") for name, record in records]
 
+    def over(self, machine: Machine) -> bool:
+        known = self._keepers.get(machine.id)
+        return known is not None and known.ended.is_set() and _status(known.directory) == 0
+
     def shut(self, machine: Machine) -> None:
         """A bootstrap that nobody listens to ends before its program, also while its engine is away."""
         if (self._directory / machine.id).exists():

@@ -82,6 +82,9 @@ class Outputs(Protocol):
     def machines(self) -> list[Machine]:
         """Those of which something is kept here, whether or not they have a container."""
 
+    def over(self, machine: Machine) -> bool:
+        """Whether its last process is known to be gone."""
+
     def shut(self, machine: Machine) -> None:
         """Keeps nothing more of what it says. A program that has not begun by now never does, if we can help it."""
 
