@@ -173,9 +173,10 @@ def test_a_course_is_a_directory_up_to_its_last_dash(lab: str, course: str) -> N
 async def test_a_dispatcher_does_it_by_itself(bench: Bench) -> None:
     bench.settings = msgspec.structs.replace(bench.settings, retention=Retention(output_bytes=1, period_s=0.1))
     await bench.start()
-    job, _ = await bench.grade("say hi")
+    job_id = await bench.add("say hi")
     async with asyncio.timeout(10):
-        while await bench.queue.job(job.id) is not None:
+        while await bench.queue.job(job_id) is not None:
             await asyncio.sleep(0.02)
+    assert (await bench.queue.counters())["ended_success"] == 1
     shown = Path(bench.settings.store.labs / "test-course-lab" / "output")
     assert list(shown.iterdir()) == []

@@ -65,7 +65,7 @@ async def having(service: Service, image: str) -> set[str]:
 
 
 async def until_had(service: Service, image: str, engines: set[str]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while await having(service, image) != engines:
             await asyncio.sleep(0.2)
 
@@ -116,7 +116,7 @@ async def test_an_archive_is_loaded_on_all_hosts_and_later_on_one_that_was_away(
     name, archive = f"loaded-{uuid4().hex[:8]}", tmp_path / "image.tar"
     archive.write_bytes(saved((uuid4().bytes, ["other:1"])))
     engines[0].cut()
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(90):
         while (await service.json("GET", "/hosts/test/"))["hosts"][0]["engines"][0]["healthy"]:
             await asyncio.sleep(0.2)
     code, said = await tango(service, "image", "load", str(archive), "--name", name, "--wait", "0")
