@@ -64,6 +64,12 @@ async def having(service: Service, image: str) -> set[str]:
     return {place.partition("/")[2] for place in found.get(image, {})}
 
 
+async def healthy(service: Service) -> list[bool]:
+    """Whether each engine of the dispatcher is."""
+    (host,) = (await service.json("GET", "/hosts/test/"))["hosts"]
+    return [engine["healthy"] for engine in host["engines"]]
+
+
 async def until_had(service: Service, image: str, engines: set[str]) -> None:
     async with asyncio.timeout(90):
         while await having(service, image) != engines:
@@ -117,7 +123,10 @@ async def test_an_archive_is_loaded_on_all_hosts_and_later_on_one_that_was_away(
     archive.write_bytes(saved((uuid4().bytes, ["other:1"])))
     engines[0].cut()
     async with asyncio.timeout(90):
-        while (await service.json("GET", "/hosts/test/"))["hosts"][0]["engines"][0]["healthy"]:
+        while [e["healthy"] for e in (await service.json("GET", "/hosts/test/"))["hosts"][0]["engines"]] != [
+            False,
+            True,
+        ]:
             await asyncio.sleep(0.2)
     code, said = await tango(service, "image", "load", str(archive), "--name", name, "--wait", "0")
     assert code == 0, said
