@@ -23,6 +23,9 @@ STOP_S = 10.0
 """Longest time for a run to be killed and removed."""
 
 
+UNSENT = "the files never reached the machine"
+
+
 class Vm:
     """One VM with one run on it: that of its machine."""
 
@@ -84,6 +87,7 @@ class Vm:
         except LinkDown as e:
             async for _ in chunks:
                 raise MachineLost(f"{self._where}: the connection broke while the files were sent: {e}") from e
+            self._sent = True  # or as good as: they may all have arrived
             return
         if done.status:
             raise VmmsError(f"{self._where}: the run could not be set up: {_text(done)}")
@@ -94,9 +98,11 @@ class Vm:
         if done.status == remote.NO_SUCH_RUN:
             if self._sent:
                 raise MachineLost(f"{self._where}: the run is not there any more")
-            raise NotStarted("the files never reached the machine")
+            raise NotStarted(UNSENT)
         record, head = done.out.decode(errors="replace"), done.err
         if not record.endswith("\n") or not record.strip().isdigit():
+            if not self._sent:
+                raise NotStarted(UNSENT)
             raise MachineLost(f"{self._where}: how the run ended was not recorded")
         code = int(record)
         if not head.startswith(mark(self._machine.nonce)):
