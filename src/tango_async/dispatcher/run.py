@@ -21,7 +21,6 @@ from .holds import Cancelled, Hold
 ATTEND_AFTER_S = 0.25
 """A job that is shorter is not shown before its end, and a cancel does not come before."""
 
-
 REACH_AGAIN_S = 1.0
 HEARD_WITHIN_S = 20.0
 """A host that was out of reach at the deadline has told of an end within this time after it is back."""

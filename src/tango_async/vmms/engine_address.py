@@ -21,6 +21,7 @@ SILENCE_S = 15
 """A connection whose other end the network has not heard for so long is broken."""
 
 LEAVE_S = 1.0
+"""Longest wait for TLS connections to take leave."""
 
 
 @dataclass(frozen=True, slots=True)
