@@ -13,7 +13,7 @@ from pathlib import Path
 
 from client import Connection, timed
 
-from support.engine import Engine, PrivateEngine, present_engine
+from support.engine import Engine, Lacking, PrivateEngine, any_engine, private_engine
 from support.redis_server import RedisServer
 from support.service import Process, Service
 
@@ -64,22 +64,11 @@ def job(number: int, **fields: object) -> bytes:
 @contextmanager
 def engine() -> Iterator[Engine]:
     """An engine of our own, so that its processor time can be told; else the one that is here. Raises Missing."""
-    from support.fixtures_docker import _with_image
-
-    if why := PrivateEngine.missing():
-        present = present_engine()
-        if present is None:
-            raise Missing(f"no Docker engine answers, and there can be none of our own: {why}")
-        _with_image(present)
-        yield present
-        return
-    private = PrivateEngine()
     try:
-        private.start()
-        _with_image(private)
-        yield private
-    finally:
-        private.stop()
+        with any_engine() if PrivateEngine.missing() else private_engine() as running:
+            yield running
+    except Lacking as e:
+        raise Missing(str(e)) from e
 
 
 def rss_mib(pid: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +14,8 @@ from uuid import uuid4
 import pytest
 
 from conftest import absent
-from support.engine import Engine
+from support import backends
+from support.engine import Lacking
 from support.netns import RemoteEngine
 from support.notify import Listener
 from support.redis_server import RedisServer, server_programs
@@ -26,18 +26,6 @@ BWRAP = """\
 exec bwrap --bind {file} /starts "$@"
 """
 """Shows each sandbox a file of the test's, where programs note that they began: counted outside the service."""
-
-ENGINE_HOST = """
-[[docker.hosts]]
-name = "n{number}"
-url = "{url}"
-slots = 2
-ca = "{ca}"
-cert = "{cert}"
-key = "{key}"
-"""
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
@@ -64,22 +52,30 @@ async def service(tmp_path: Path, environment: dict[str, str]) -> AsyncIterator[
 
 @pytest.fixture
 def sandbox(environment: dict[str, str]) -> None:
-    if shutil.which("bwrap") is None:
-        absent("bubblewrap is not installed: apt-get install bubblewrap")
-    environment["TANGO_VMMS"] = "localSandbox"
+    try:
+        environment |= backends.sandbox()
+    except Lacking as e:
+        absent(str(e))
 
 
 @pytest.fixture(params=["localSandbox", "localDocker"])
-def vmms(request: pytest.FixtureRequest, environment: dict[str, str]) -> str:
+def vmms(request: pytest.FixtureRequest, environment: dict[str, str], tmp_path: Path) -> str:
     """Each story on each back-end that this machine has."""
+    needed = {"localDocker": "docker_engine", "distDocker": "engines", "ec2SSH": "cloud", "tashiSSH": "manager"}
     name: str = request.param
-    if name == "localSandbox":
-        request.getfixturevalue("sandbox")
-    else:
-        engine: Engine = request.getfixturevalue("docker_engine")
-        environment["DOCKER_HOST"] = engine.host
-    environment["TANGO_VMMS"] = name
+    part = request.getfixturevalue(needed.get(name, "sandbox"))
+    if name == "localDocker":
+        environment |= backends.local_docker(part)
+    elif name == "distDocker":
+        environment |= backends.dist_docker(part, tmp_path / "tango.toml")
+    elif name == "ec2SSH":
+        environment |= backends.ec2(part)
+    elif name == "tashiSSH":
+        environment |= backends.tashi(part, tmp_path / "images")
     return name
+
+
+every_vmms = pytest.mark.parametrize("vmms", list(backends.STANDS_ON), indirect=True)
 
 
 @pytest.fixture
@@ -196,16 +192,8 @@ async def over(engines: list[RemoteEngine], service: Service, tmp_path: Path) ->
     """Starts the service over the engines, with further settings of `docker`, and `more` of the file."""
 
     async def start(more: str = "", **docker: object) -> None:
-        text = "[docker]\n" + "".join(f"{name} = {value}\n" for name, value in docker.items())
-        for number, engine in enumerate(engines):
-            tls = engine.certificates
-            assert tls is not None
-            text += ENGINE_HOST.format(number=number, url=engine.url, ca=tls.ca, cert=tls.cert, key=tls.key)
-        config = tmp_path / "tango.toml"
-        config.write_text(text + more)
+        service.environment |= backends.dist_docker(engines, tmp_path / "tango.toml", more, **docker)
         service.environment |= {
-            "TANGO_CONFIG": str(config),
-            "TANGO_VMMS": "distDocker",
             "TANGO_DISPATCHER_LEASE_S": "3",
             "TANGO_DISPATCHER_UPKEEP_S": "0.5",
             "TANGO_DISPATCHER_MACHINE_WAIT_S": "20",

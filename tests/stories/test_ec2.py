@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from support.ec2 import KEY, OTHER_KEY, REGION, SECRET, Cloud
+from support import backends
+from support.ec2 import OTHER_KEY, SECRET, Cloud
 from support.redis_server import RedisServer
 from support.service import Service
 
@@ -19,20 +20,7 @@ SAID = "".join(f"tick {i}\n" for i in range(1, 13))
 @pytest.fixture
 async def on_ec2(cloud: Cloud, environment: dict[str, str], service: Service) -> Service:
     """The service with one HTTP server; instances are in the cloud's subnet."""
-    environment |= {
-        "TANGO_VMMS": "ec2SSH",
-        "TANGO_DISPATCHER_MACHINE_WAIT_S": "100",
-        "TANGO_DISPATCHER_GRACE_S": "1",
-        "TANGO_LIMITS_MAX_TIMEOUT_S": "600",
-        "TANGO_EC2_REGION": REGION,
-        "TANGO_EC2_ENDPOINT": cloud.url,
-        "TANGO_EC2_ACCESS_KEY_ID": KEY,
-        "TANGO_EC2_ACCESS_KEY": SECRET,
-        "TANGO_EC2_USER": "root",
-        "TANGO_EC2_SUBNETS": cloud.subnets[KEY],
-        "TANGO_EC2_BOOT_S": "30",
-        "TANGO_EC2_LOST_S": "20",
-    }
+    environment |= backends.ec2(cloud) | {"TANGO_DISPATCHER_GRACE_S": "1"}
     await service.run("tango-http")
     return service
 

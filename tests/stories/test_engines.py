@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stories.conftest import dispatched
-from support.fixtures_docker import IMAGE
+from support.engine import IMAGE
 from support.netns import RemoteEngine
 from support.service import Service
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support import backends
 from support.service import Service
 from support.tashi import ClusterManager
 
@@ -17,20 +18,8 @@ SAID = "".join(f"tick {i}\n" for i in range(1, 13))
 @pytest.fixture
 async def on_tashi(manager: ClusterManager, environment: dict[str, str], service: Service, tmp_path: Path) -> Service:
     """The service with one HTTP server, and an image in the cluster's store."""
-    store = tmp_path / "images"
-    store.mkdir()
-    (store / "autograding_image.img").touch()
-    environment |= {
-        "TANGO_VMMS": "tashiSSH",
-        "TANGO_DISPATCHER_GRACE_S": "1",
-        "TANGO_DISPATCHER_LEASE_S": "3",
-        "TANGO_TASHI_HOST": "127.0.0.1",
-        "TANGO_TASHI_PORT": str(manager.port),
-        "TANGO_TASHI_IMAGE_DIR": str(store),
-        "TANGO_TASHI_USER": "root",
-        "TANGO_TASHI_PRIVATE_KEY": str(manager.private_key),
-        "TANGO_TASHI_HOST_KEYS": manager.host_key,
-    }
+    environment |= backends.tashi(manager, tmp_path / "images")
+    environment |= {"TANGO_DISPATCHER_GRACE_S": "1", "TANGO_DISPATCHER_LEASE_S": "3"}
     await service.run("tango-http")
     return service
 

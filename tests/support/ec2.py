@@ -22,6 +22,7 @@ from urllib.parse import parse_qs
 from aiobotocore.session import get_session
 from aiohttp import ClientSession, web
 
+from support.engine import IMAGE
 from support.vm import SshVm
 from tango_async.config import Dispatcher, Ec2, Limits, Settings
 
@@ -29,7 +30,6 @@ REGION = "us-east-1"
 KEY, OTHER_KEY = "AKIAOWN", "AKIAJOB"
 """Access keys of two accounts."""
 SECRET = "the-secret-part"
-IMAGE = "autograding_image"
 ACCOUNT = {"region_name": REGION, "aws_secret_access_key": SECRET}
 NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 VALIDATE = ("MOTO_ENABLE_AMI_VALIDATION", "MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION", "MOTO_ENABLE_KEYPAIR_VALIDATION")

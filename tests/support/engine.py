@@ -1,4 +1,4 @@
-"""A Docker engine of the tests' own, or the one that is already there.
+"""A Docker engine of the tests' own, or the one that is already there, with the grading image in it.
 
 The private engine lives in network, mount and pid namespaces of its own: its bridge and its rules
 never meet another engine's (a second dockerd in one network namespace can delete the first one's
@@ -16,13 +16,18 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
+
+IMAGE = "autograding_image"
+BUILDER = Path(__file__).parents[2] / "deploy/images/grading_image.py"
 
 _DISK = Path("/var/tmp")
 _PREFIX = "tango-engine-"
@@ -30,6 +35,10 @@ _PREFIX = "tango-engine-"
 
 _HOLDER = "mount -t tmpfs tmpfs /run && echo ready && while :; do sleep 3600 & wait $!; done"
 """Init of the namespaces. A /run of its own, since containerd keeps sockets at a fixed place there."""
+
+
+class Lacking(Exception):
+    """What this machine lacks, and what to do about it."""
 
 
 class Engine:
@@ -212,3 +221,42 @@ def present_engine() -> Engine | None:
         return None
     engine = Engine(host.removeprefix("unix://"))
     return engine if engine.answers() else None
+
+
+@contextlib.contextmanager
+def any_engine() -> Iterator[Engine]:
+    """The engine of this machine if one answers, else a private one; with the grading image. Raises Lacking."""
+    engine = present_engine()
+    if engine is None:
+        with private_engine() as engine:
+            yield engine
+    else:
+        load_image(engine)
+        yield engine
+
+
+@contextlib.contextmanager
+def private_engine() -> Iterator[PrivateEngine]:
+    """With the grading image. Raises Lacking."""
+    why = "no Docker engine answers, and there can be none of our own: "
+    if missing := PrivateEngine.missing():
+        raise Lacking(why + missing)
+    engine = PrivateEngine()
+    try:
+        try:
+            engine.start()
+        except RuntimeError as e:
+            raise Lacking(why + str(e)) from e
+        load_image(engine)
+        yield engine
+    finally:
+        engine.stop()
+
+
+def load_image(engine: Engine) -> None:
+    """The grading image, if the engine does not have it. Raises Lacking."""
+    if engine.call("GET", f"/images/{IMAGE}/json")[0] != 200:
+        environment = os.environ | {"DOCKER_HOST": engine.host}
+        built = subprocess.run([sys.executable, str(BUILDER)], env=environment, capture_output=True, text=True)
+        if built.returncode:
+            raise Lacking(f"the grading image cannot be built: {built.stderr[-500:]}")

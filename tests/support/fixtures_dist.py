@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from support.fixtures_docker import BUILDER, absent
-from support.netns import Certificates, RemoteEngine
+from support.engine import Lacking
+from support.fixtures_docker import absent
+from support.netns import RemoteEngine, two_engines
 from tango_async.config import Docker, DockerHost, Settings, Store
 
 
 @pytest.fixture(scope="session")
 def remote_engines() -> Iterator[list[RemoteEngine]]:
     """Two, named n0 and n1 in `dist_settings`, with TLS and the grading image."""
-    if missing := RemoteEngine.missing():
-        absent(missing)
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tc-")))
-        certificates = Certificates(directory / "tls")
-        engines = []
-        for _ in range(2):
-            engine = RemoteEngine(certificates)
-            stack.callback(engine.stop)
-            engine.start()
-            environment = os.environ | {"DOCKER_HOST": engine.host}
-            subprocess.run([sys.executable, str(BUILDER)], env=environment, check=True, capture_output=True)
-            engines.append(engine)
-        yield engines
+    try:
+        with tempfile.TemporaryDirectory(prefix="tc-") as directory, two_engines(Path(directory)) as engines:
+            yield engines
+    except Lacking as e:
+        absent(str(e))
 
 
 @pytest.fixture

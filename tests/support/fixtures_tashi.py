@@ -11,6 +11,6 @@ from support.tashi import ClusterManager
 
 
 @pytest.fixture
-async def manager(tmp_path: Path) -> AsyncIterator[ClusterManager]:
+async def manager(virtual_machines: None, tmp_path: Path) -> AsyncIterator[ClusterManager]:
     async with ClusterManager(tmp_path) as manager:
         yield manager

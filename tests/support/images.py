@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from support.engine import Engine
-from support.fixtures_docker import IMAGE
+from support.engine import IMAGE, Engine
 
 
 def tar(files: dict[str, bytes]) -> bytes:

@@ -12,10 +12,12 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
-from support.engine import PrivateEngine, _child
+from support.engine import Lacking, PrivateEngine, _child, load_image
 
 TLS_PORT, PLAIN_PORT = 2376, 2375
 SSHD = "/usr/sbin/sshd"
@@ -147,6 +149,23 @@ class RemoteEngine(PrivateEngine):
         super().stop()
         for words in (["link", "del", self.link], ["route", "del", "blackhole", self._net]):
             subprocess.run(["ip", *words], capture_output=True)
+
+
+@contextmanager
+def two_engines(directory: Path) -> Iterator[list[RemoteEngine]]:
+    """With TLS and the grading image. Raises Lacking."""
+    if missing := RemoteEngine.missing():
+        raise Lacking(f"there can be no engines of our own: {missing}")
+    certificates = Certificates(directory / "tls")
+    with ExitStack() as stack:
+        engines = []
+        for _ in range(2):
+            engine = RemoteEngine(certificates)
+            stack.callback(engine.stop)
+            engine.start()
+            load_image(engine)
+            engines.append(engine)
+        yield engines
 
 
 def _sweep_routes() -> None:

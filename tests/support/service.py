@@ -99,6 +99,7 @@ class Service:
     directory: Path
     environment: dict[str, str]
     url: str = ""
+    key: str = "test"
     processes: list[Process] = field(default_factory=list)
 
     async def run(self, name: str, *arguments: str, **environment: str) -> Process:
@@ -134,28 +135,30 @@ class Service:
         return answer
 
     async def upload(self, lab: str, files: dict[str, bytes]) -> None:
-        opened = await self.json("GET", f"/open/test/{lab}/")
+        opened = await self.json("GET", f"/open/{self.key}/{lab}/")
         assert opened["statusId"] == 0
         for name, body in files.items():
-            answer = await self.json("POST", f"/upload/test/{lab}/", data=body, headers={"Filename": name})
+            answer = await self.json("POST", f"/upload/{self.key}/{lab}/", data=body, headers={"Filename": name})
             assert answer["statusId"] == 0, answer
 
     async def add(self, lab: str, files: list[str], output: str, **fields: Any) -> int:
-        answer = await self.json("POST", f"/addJob/test/{lab}/", data=addjob(lab, files, output, **fields))
+        answer = await self.json("POST", f"/addJob/{self.key}/{lab}/", data=addjob(lab, files, output, **fields))
         assert answer["statusId"] == 0, answer
         return int(answer["jobId"])
 
     async def prealloc(self, number: int, within_s: float = 20.0) -> None:
         """Orders prepared machines; a dispatcher that is just ready may not have told its images yet."""
         async with asyncio.timeout(within_s):
-            while (await self.json("POST", f"/prealloc/test/autograding_image/{number}/", data=b"{}"))["statusId"] != 0:
+            while (await self.json("POST", f"/prealloc/{self.key}/autograding_image/{number}/", data=b"{}"))[
+                "statusId"
+            ] != 0:
                 await asyncio.sleep(0.05)
 
     async def poll(self, lab: str, output: str, within_s: float = 40.0, *, slash: bool = False) -> str:
         """The feedback, as Autolab's client tells that it is there: its content type is not JSON."""
         async with asyncio.timeout(within_s):
             while True:
-                status, kind, body = await self.call("GET", f"/poll/test/{lab}/{output}{'/' if slash else ''}")
+                status, kind, body = await self.call("GET", f"/poll/{self.key}/{lab}/{output}{'/' if slash else ''}")
                 assert status == 200
                 if kind != "application/json":
                     return body.decode(errors="replace")

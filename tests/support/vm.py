@@ -5,6 +5,7 @@ Looks like a freshly booted VM from the outside; `boot` does of cloud-init's wor
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -79,6 +80,25 @@ class SshVm:
     process: subprocess.Popen[bytes] | None = None
     public_key: str = ""
     """The host's, once it was started."""
+
+    @staticmethod
+    def missing() -> str:
+        """What this machine lacks for VMs and for those who make them; empty if nothing."""
+        if os.geteuid() != 0:
+            return "not root"
+        programs = {SSHD: "openssh-server", "ssh-keygen": "openssh-client", "unshare": "util-linux"}
+        if absent := [package for program, package in programs.items() if shutil.which(program) is None]:
+            return f"not installed: apt-get install {' '.join(absent)}"
+        packages = ("moto", "aiobotocore", "asyncssh")
+        if unfound := [name for name in packages if importlib.util.find_spec(name) is None]:
+            return f"not installed: pip install {' '.join(unfound)}"
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.14.0.1", 22))
+            except OSError as e:
+                return f"port 22 of the loopback addresses: {e.strerror}; an sshd that listens on all of them?"
+        return ""
 
     def start(self) -> None:
         for part in ("root", "etc/ssh", "root-home/.ssh", "sbin"):

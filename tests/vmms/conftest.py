@@ -13,9 +13,8 @@ import pytest
 pytest.register_assert_rewrite("contracts.vmms", "contracts.machines")
 
 from contracts.machines import Backend, processes, wait_until  # noqa: E402
-from support.engine import Engine, PrivateEngine  # noqa: E402
+from support.engine import IMAGE, Engine, PrivateEngine  # noqa: E402
 from support.fixtures_dist import settings_of  # noqa: E402
-from support.fixtures_docker import IMAGE  # noqa: E402
 from support.netns import RemoteEngine  # noqa: E402
 from support.ward import Ward  # noqa: E402
 from tango_async.config import Docker, Settings, Store  # noqa: E402

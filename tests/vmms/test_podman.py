@@ -12,7 +12,8 @@ import pytest
 
 from contracts.machines import Backend
 from contracts.vmms import VmmsContract
-from support.fixtures_docker import BUILDER, absent
+from support.engine import BUILDER
+from support.fixtures_docker import absent
 from support.podman import PodmanEngine
 from support.ward import Ward
 from tango_async.config import Docker, Settings, Store
