@@ -1,8 +1,9 @@
 # The targets explain themselves: `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check grading-image bench soak lock docs clean
+.PHONY: help demo grade test check grading-image bench soak lock docs clean
 
 PY := .venv/bin/python
+VMMS := localSandbox
 LOCK := pyproject.toml --quiet --universal --generate-hashes --no-header --all-extras
 
 help: ## list the targets
@@ -11,6 +12,10 @@ help: ## list the targets
 demo: ## start the service, grade a right and a wrong submission, show both feedbacks, stop
 	@scripts/setup.sh run
 	@$(PY) scripts/demo.py
+
+grade: ## grade the three examples, check their scores; VMMS=localSandbox, localDocker, distDocker, ec2SSH or tashiSSH
+	@scripts/setup.sh grade $(VMMS)
+	@$(PY) scripts/grade.py $(VMMS)
 
 test: ## run all tests; what this machine lacks is skipped with the reason
 	@scripts/setup.sh $(if $(filter true,$(CI)),ci,dev)

@@ -152,11 +152,8 @@ async def serving(settings: dict[str, str], directory: Path) -> AsyncIterator[Se
             except (AssertionError, TimeoutError):
                 raise Failed(f"{name} is not ready, and says why:\n{service.processes[-1].said()[-2000:]}") from None
             say(f"  {name}: {said}")
-        say(
-            f"  queue: {next(iter(programs))}"
-            + (f"; engine: {engine}" if (engine := settings.get("DOCKER_HOST")) else "")
-        )
-        say()
+        engine = settings.get("DOCKER_HOST")
+        say(f"  queue: {next(iter(programs))}" + (f"; engine: {engine}" if engine else "") + "\n")
         yield service
         for process in service.processes:
             if (status := await process.stop()) != 0:

@@ -4,20 +4,23 @@
 #   setup.sh run     the virtual environment, and bubblewrap if neither it nor a Docker engine is there
 #   setup.sh dev     the same with the development tools
 #   setup.sh bench   dev, and an environment of its own for what the benchmark stands beside and draws with
+#   setup.sh grade VMMS   dev, and what the examples are graded with on that back-end; nothing of that with TANGO_CONFIG
 #   setup.sh ci      besides dev, every server that the tests know: Redis, Docker, the grading image's tools
 set -eu
 cd "$(dirname "$0")/.."
-what=${1:?run, dev, bench or ci}
+what=${1:?run, dev, bench, grade or ci}
+vmms=${2:-}
 venv=.venv
 
 say() { echo "setup: $*" >&2; }
 fail() { say "$*"; exit 1; }
+lack() { say "missing: $*"; exit 3; }
 
 # Debian packages, as root or by sudo; else the command to type.
 packages() {
   if [ "$(id -u)" = 0 ]; then as_root=; elif command -v sudo >/dev/null; then as_root=sudo
-  else fail "missing: $*. As root, type: apt-get install $*"; fi
-  command -v apt-get >/dev/null || fail "missing: $*. Install it with this system's package manager"
+  else lack "$*. As root, type: apt-get install $*"; fi
+  command -v apt-get >/dev/null || lack "$*. Install it with this system's package manager"
   say "installing $*"
   DEBIAN_FRONTEND=noninteractive
   export DEBIAN_FRONTEND
@@ -40,7 +43,36 @@ docker_answers() {
   command -v docker >/dev/null && timeout 5 docker version >/dev/null 2>&1
 }
 
-if [ "$what" = ci ]; then
+# PROGRAM PACKAGE: remembers the package if the program is not there.
+wanted=
+wants() { command -v "$1" >/dev/null || wanted="$wanted $2"; }
+
+# A compiler of this machine's own, for machines that see its programs.
+wants_compiler() {
+  printf '#include <stdio.h>\nint main(void) { return 0; }\n' | cc -x c -o /dev/null - 2>/dev/null \
+    || wanted="$wanted gcc libc6-dev"
+}
+
+# What the examples are graded with on a back-end of this machine.
+grading() {
+  case $1 in
+    distDocker | ec2SSH | tashiSSH) [ "$(id -u)" = 0 ] || lack "the rights of root. Type: sudo make grade VMMS=$1" ;;
+  esac
+  case $1 in
+    localSandbox) wants_compiler; wants bwrap bubblewrap ;;
+    localDocker) docker_answers || { wants dockerd docker.io; wants iptables iptables; } ;;
+    distDocker) wants dockerd docker.io; wants iptables iptables; wants ip iproute2; wants openssl openssl ;;
+    ec2SSH | tashiSSH) wants_compiler; wants sshd openssh-server; wants ssh-keygen openssh-client ;;
+  esac
+  # shellcheck disable=SC2086
+  [ -z "$wanted" ] || packages $wanted
+  # Newer releases have the client in a package of its own.
+  case $1 in *Docker) command -v docker >/dev/null || packages docker-cli ;; esac
+}
+
+if [ "$what" = grade ]; then
+  [ -n "${TANGO_CONFIG:-}" ] || grading "$vmms"
+elif [ "$what" = ci ]; then
   packages redis-server docker.io iptables iproute2 bubblewrap mmdebstrap make gcc procps busybox curl systemd \
     openssh-server openssh-client openssl podman conmon runc docker-registry
 elif ! command -v bwrap >/dev/null && ! docker_answers; then
