@@ -25,7 +25,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -42,6 +42,8 @@ from support.service import Service  # noqa: E402
 FAILED, LACKING, INTERRUPTED = 1, 3, 130
 WITHIN_S = 900.0
 """Longest wait for one feedback. An instance of a real cloud takes minutes to boot."""
+STOP_S = 60.0
+"""More than running jobs are let run after SIGTERM, so that an interruption leaves no machine either."""
 INSIDE = "GRADE_INSIDE"
 OWN_NETWORK = ("distDocker", "ec2SSH", "tashiSSH")
 """Their hosts have addresses of their own, which must not meet those of this machine."""
@@ -156,10 +158,13 @@ async def serving(settings: dict[str, str], directory: Path) -> AsyncIterator[Se
         say(f"  queue: {next(iter(programs))}" + (f"; engine: {engine}" if engine else "") + "\n")
         yield service
         for process in service.processes:
-            if (status := await process.stop()) != 0:
+            if (status := await process.stop(STOP_S)) != 0:
                 raise Failed(f"{process.name} ended with status {status}:\n{process.said()[-2000:]}")
     finally:
-        await service.end()
+        for process in service.processes:
+            with suppress(TimeoutError):
+                await process.stop(STOP_S)
+            process.kill()
         redis.kill()
 
 

@@ -61,7 +61,7 @@ def moto() -> Iterator[str]:
     environment = os.environ | dict.fromkeys(VALIDATE, "1") | {"MOTO_EC2_LOAD_DEFAULT_AMIS": "false"}
     with subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", program, "-H", "127.0.0.1", "-p", str(port)], env=environment,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     ) as server:  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         try:

@@ -107,7 +107,8 @@ class PrivateEngine(Engine):
         for stale in ("pid", "exec/containerd/containerd.pid"):
             (self.directory / stale).unlink(missing_ok=True)
         with (self.directory / "log").open("ab") as log:
-            self._daemon = subprocess.Popen(self._command(), stdout=log, stderr=log, cwd="/")
+            # What interrupts us all is not for it: containers are removed first.
+            self._daemon = subprocess.Popen(self._command(), stdout=log, stderr=log, cwd="/", start_new_session=True)
         for _ in range(600):
             if self.answers():
                 return
@@ -119,7 +120,9 @@ class PrivateEngine(Engine):
     def _hold(self) -> None:
         namespaces = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         command = ["setpriv", "--pdeathsig", "KILL", *namespaces, "sh", "-c", _HOLDER]
-        self._holder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/")
+        self._holder = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/", start_new_session=True
+        )
         assert self._holder.stdout is not None
         if self._holder.stdout.readline() != b"ready\n":
             raise RuntimeError("namespaces cannot be made here")
@@ -175,7 +178,9 @@ def _sweep(directory: Path) -> None:
     """Removes an engine's files and cgroups, once the kernel has let go of its mounts."""
     for _ in range(100):
         shutil.rmtree(directory, ignore_errors=True)
-        for top in Path("/sys/fs/cgroup").glob(f"**/{directory.name}"):
+        # Not a glob, which fails when another engine's cgroups go meanwhile.
+        tops = [Path(path, directory.name) for path, names, _ in os.walk("/sys/fs/cgroup") if directory.name in names]
+        for top in tops:
             for path, _, _ in os.walk(top, topdown=False):
                 with contextlib.suppress(OSError):
                     Path(path).rmdir()

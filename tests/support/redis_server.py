@@ -39,7 +39,8 @@ class RedisServer:
         options = self._options or ("--save", "", "--appendonly", "no")
         place = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
         log = ["--daemonize", "no", "--loglevel", "warning", "--logfile", str(self.directory / "redis.log")]
-        self._process = subprocess.Popen([self._program, *place, *log, *options])
+        # What interrupts us all is not for it: it is needed until the services have stopped.
+        self._process = subprocess.Popen([self._program, *place, *log, *options], start_new_session=True)
         for _ in range(500):
             if self._answers():
                 return
