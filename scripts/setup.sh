@@ -53,16 +53,23 @@ wants_compiler() {
     || wanted="$wanted gcc libc6-dev"
 }
 
+needs_root() { [ "$(id -u)" = 0 ] || lack "$1. Type: sudo make grade VMMS=$vmms"; }
+
 # What the examples are graded with on a back-end of this machine.
 grading() {
   case $1 in
-    distDocker | ec2SSH | tashiSSH) [ "$(id -u)" = 0 ] || lack "the rights of root. Type: sudo make grade VMMS=$1" ;;
-  esac
-  case $1 in
     localSandbox) wants_compiler; wants bwrap bubblewrap ;;
-    localDocker) docker_answers || { wants dockerd docker.io; wants iptables iptables; } ;;
-    distDocker) wants dockerd docker.io; wants iptables iptables; wants ip iproute2; wants openssl openssl ;;
-    ec2SSH | tashiSSH) wants_compiler; wants sshd openssh-server; wants ssh-keygen openssh-client ;;
+    localDocker)
+      docker_answers || {
+        needs_root "a Docker engine that answers, or the rights of root for a private one"
+        wants dockerd docker.io; wants iptables iptables
+      } ;;
+    distDocker)
+      needs_root "the rights of root"
+      wants dockerd docker.io; wants iptables iptables; wants ip iproute2; wants openssl openssl ;;
+    ec2SSH | tashiSSH)
+      needs_root "the rights of root"
+      wants_compiler; wants sshd openssh-server; wants ssh-keygen openssh-client ;;
   esac
   # shellcheck disable=SC2086
   [ -z "$wanted" ] || packages $wanted
