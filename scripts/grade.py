@@ -66,6 +66,8 @@ def main() -> int:
     config = os.environ.get("TANGO_CONFIG")
     directory = None
     try:
+        if vmms.endswith("Docker") and not config and INSIDE not in os.environ:
+            say("grade: the grading image is made of Debian packages if it is not there yet, which takes some minutes")
         if vmms in OWN_NETWORK and not config:
             enter_own_network(vmms)
         directory = Path(tempfile.mkdtemp(prefix="tango-grade-"))
