@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from support.jobs import claim_one, spec
-from support.redis_fleet import PROGRAM, Watched, ask
+from support.redis_fleet import PROGRAM, Watched, ask, certificates
 from tango_async.config import Queue as QueueSettings
 from tango_async.config import Settings, Store
 from tango_async.errors import ConfigError, QueueUnavailable
@@ -126,6 +126,25 @@ async def test_a_master_that_was_demoted_is_left_also_by_connections_that_live(w
     await patiently(lambda: queue.add(spec(), fingerprint="b"))
     assert len(await queue.live(10)) == 2
     await queue.close()
+
+
+async def test_all_of_it_over_tls(tmp_path: Path) -> None:
+    keys = certificates(tmp_path / "keys")
+    files = {"ca": keys / "ca.pem", "cert": keys / "client.pem", "cert_key": keys / "client.key"}
+    with Watched(tmp_path / "redis", keys=keys) as watched:
+        queue = Queue(Settings(queue=QueueSettings(url=watched.url, **files)))
+        await queue.add(spec(), fingerprint="a")
+        first = watched.master()
+        await asyncio.to_thread(watched.until, lambda: watched.ask(first, "WAIT", "1", "1000") == 1)
+        watched.servers[first].kill()
+        await patiently(lambda: queue.add(spec(), fingerprint="b"))
+        assert len(await queue.live(10)) == 2
+        assert watched.master() != first
+        await queue.close()
+        stranger = Queue(Settings(queue=QueueSettings(url=watched.url, **(files | {"ca": keys / "another.pem"}))))
+        with pytest.raises(QueueUnavailable, match="no Sentinel tells where tango is"):
+            await stranger.open()
+        await stranger.close()
 
 
 async def test_what_sentinels_do_not_know_is_said(watched: Watched) -> None:

@@ -25,12 +25,17 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def server_with(directory: Path, *options: str) -> RedisServer:
+    """A server on its socket and on what else the options say; not yet started."""
+    directory.mkdir(parents=True, exist_ok=True)
+    base = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "yes")
+    return RedisServer(directory, program=PROGRAM, options=(*base, *options))
+
+
 def server_on(directory: Path, *options: str) -> tuple[RedisServer, int]:
     """A server on a port as well as on its socket; not yet started."""
-    directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    base = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes")
-    return RedisServer(directory, program=PROGRAM, options=(*base, *options)), port
+    return server_with(directory, "--port", str(port), *options), port
 
 
 @dataclass
@@ -39,6 +44,8 @@ class Watched:
 
     directory: Path
     sentinels: int = 1
+    keys: Path | None = None
+    """What `certificates` made: then all of them speak TLS alone, to those who have a certificate of its authority."""
     servers: dict[int, RedisServer] = field(default_factory=dict)
     ports: list[int] = field(default_factory=list)
     """Of the Sentinels."""
@@ -47,11 +54,13 @@ class Watched:
     def __enter__(self) -> Watched:
         for name in ("one", "two"):
             follows = ("--replicaof", f"127.0.0.1 {next(iter(self.servers))}") if self.servers else ()
-            server, port = server_on(self.directory / name, "--repl-diskless-sync-delay", "0", *follows)
+            port = free_port()
+            door = [word for key, value in self._door(port).items() for word in (f"--{key}", value)]
+            server = server_with(self.directory / name, *door, "--repl-diskless-sync-delay", "0", *follows)
             server.start()
             self.servers[port] = server
         first, second = self.servers
-        self.until(lambda: ask(second, "INFO", "replication")["master_link_status"] == "up")
+        self.until(lambda: self.ask(second, "INFO", "replication")["master_link_status"] == "up")
         self.ports = [free_port() for _ in range(self.sentinels)]
         quorum = self.sentinels // 2 + 1
         for port in self.ports:
@@ -71,23 +80,37 @@ class Watched:
 
     @property
     def url(self) -> str:
-        return f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in self.ports)}/tango/0"
+        places = ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        return f"redis{'s' if self.keys else ''}+sentinel://{places}/tango/0"
 
     def master(self) -> int:
         """Its port, as the first Sentinel has it."""
-        return int(ask(self.ports[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "tango")[1])
+        return int(self.ask(self.ports[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "tango")[1])
 
     def _sentinel(self, port: int, master: int, quorum: int) -> subprocess.Popen[bytes]:
         file = self.directory / f"sentinel-{port}.conf"
+        door = "".join(f"{key} {value}\n" for key, value in self._door(port).items())
         file.write_text(
-            f"port {port}\nbind 127.0.0.1\ndir {self.directory}\nlogfile {self.directory}/sentinel-{port}.log\n"
+            f"{door}bind 127.0.0.1\ndir {self.directory}\nlogfile {self.directory}/sentinel-{port}.log\n"
             f"sentinel monitor tango 127.0.0.1 {master} {quorum}\nsentinel down-after-milliseconds tango 500\n"
             "sentinel failover-timeout tango 3000\n"
         )
         return subprocess.Popen([str(PROGRAM), str(file), "--sentinel"])
 
+    def _door(self, port: int) -> dict[str, str]:
+        """The settings by which a server or a Sentinel is at this port."""
+        if self.keys is None:
+            return {"port": str(port)}
+        own = {"tls-cert-file": f"{self.keys}/server.pem", "tls-key-file": f"{self.keys}/server.key"}
+        tls = {"tls-port": str(port), "tls-replication": "yes", "tls-ca-cert-file": f"{self.keys}/ca.pem"}
+        return {"port": "0"} | tls | own
+
+    def ask(self, port: int, *words: str) -> Any:
+        """Of a server or a Sentinel."""
+        return ask(port, *words, keys=self.keys)
+
     def _knows(self, port: int) -> bool:
-        state = ask(port, "SENTINEL", "MASTER", "tango")
+        state = self.ask(port, "SENTINEL", "MASTER", "tango")
         return int(state["num-slaves"]) == 1 and int(state["num-other-sentinels"]) == self.sentinels - 1
 
     def until(self, condition: Any, within_s: float = 20.0) -> None:
@@ -103,8 +126,12 @@ class Watched:
             time.sleep(0.02)
 
 
-def ask(port: int, *words: str) -> Any:
-    with Redis(port=port, socket_timeout=2, decode_responses=True) as redis:
+def ask(port: int, *words: str, keys: Path | None = None) -> Any:
+    tls: dict[str, Any] = {}
+    if keys is not None:
+        tls = {"ssl": True, "ssl_ca_certs": str(keys / "ca.pem")}
+        tls |= {"ssl_certfile": str(keys / "client.pem"), "ssl_keyfile": str(keys / "client.key")}
+    with Redis(host="127.0.0.1", port=port, socket_timeout=2, decode_responses=True, **tls) as redis:
         return redis.execute_command(*words)
 
 
