@@ -13,11 +13,17 @@ import pytest
 from support.redis_server import RedisServer, server_programs
 from support.ward import Ward
 from tango_async.config import Settings, load
+from tango_async.vmms.keeper import catch_ignored_signals
 
 pytest_plugins = [
     *("support.fixtures_docker", "support.fixtures_dist", "support.strays"),
     *("support.fixtures_ec2", "support.fixtures_tashi"),
 ]
+
+
+def pytest_configure() -> None:
+    """As a service does it, for tests that have a back-end in this process: pytest may run under nohup."""
+    catch_ignored_signals()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from aiohttp.test_utils import TestServer
 
 from stories.conftest import every_vmms
 from support.examples import ASSIGNMENTS, EXAMPLES, declared, files_of, grade, scores
-from support.service import Service
+from support.service import SCRIPTS, Service
+
+STANDARD = 2**31 - 1
+"""The mask of the signals below 32; the next ones are the C library's own."""
 
 
 def gradable(vmms: str) -> list[str]:
@@ -108,3 +112,19 @@ async def test_what_the_log_says_holds_no_key(service: Service, sandbox: None, s
     assert "courselabs/KEY-shell-topwords-right/" in json.dumps(listed)
     for process in service.processes:
         assert not re.search(r"/test/|test-shell", process.said())
+
+
+async def test_signals_that_were_ignored_where_the_service_was_started_are_none_to_its_jobs(
+    service: Service, vmms: str, tmp_path: Path
+) -> None:
+    """`nohup` and a shell's `&` start it so. A job could not undo it."""
+    program = tmp_path / "in-the-background"
+    program.write_text(f"#!/bin/sh\ntrap '' HUP INT QUIT TERM USR1\nexec {SCRIPTS}/tango-dispatcher\n")
+    program.chmod(0o755)
+    await service.run("tango-http")
+    dispatcher = await service.run(str(program))
+    dispatcher.popen.send_signal(signal.SIGHUP)
+    await service.upload("lab", {"Makefile": b"autograde:\n\t@grep SigIgn /proc/self/status\n"})
+    await service.add("lab", ["Makefile"], "out.txt")
+    ignored = re.findall(r"SigIgn:\t(\w+)\n", await service.poll("lab", "out.txt"))
+    assert [int(mask, 16) & STANDARD for mask in ignored] == [0]

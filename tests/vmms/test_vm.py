@@ -14,7 +14,7 @@ import pytest
 
 from conftest import absent
 from contracts.machines import MB, Backend, Ran, first_output, follow, inputs, limit, make, only, tar_of
-from contracts.vmms import VmmsContract
+from contracts.vmms import DEFAULTS, SIGNALS, VmmsContract
 from support.vm import host_key
 from support.vm_vmms import IMAGE, Cloud, VmVmms
 from tango_async.errors import MachineLost, NotStarted, VmmsError
@@ -164,6 +164,10 @@ class TestAutodriver:
             await backend.vmms.feed(machine, only(whole[:1024]))
             with pytest.raises(NotStarted):
                 await backend.vmms.run_job(machine)
+
+    async def test_signals_have_their_default_meaning(self, backend: Backend) -> None:
+        ran = await backend.run(make(SIGNALS), network=True)
+        assert ran.output.startswith(b"\n".join(DEFAULTS))
 
     async def test_reserved_exit_codes_cannot_be_forged(self, backend: Backend) -> None:
         for code in (92, 124):

@@ -19,6 +19,7 @@ from .. import app, config
 from ..config import Settings
 from ..errors import TangoError
 from ..notify import Supervisor
+from ..vmms.keeper import catch_ignored_signals
 
 log = logging.getLogger("tango")
 
@@ -59,6 +60,7 @@ def up(path: Path | None) -> None:
 
 def run(service: Service, path: Path | None) -> None:
     """Runs a service in the foreground until SIGTERM or SIGINT. Exits 2 on wrong settings, 1 on other errors."""
+    catch_ignored_signals()
     faulthandler.enable()  # the SIGABRT of a watchdog leaves in the log where the loop was stuck
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

@@ -117,6 +117,21 @@ def start(directory: Path, arguments: Sequence[str], stdin: int | IO[bytes]) -> 
         raise
 
 
+def catch_ignored_signals() -> None:
+    """Gives processes that this one will start the default meaning of signals that it was itself started to ignore.
+
+    `nohup` and a shell's `&` have HUP, or INT and QUIT, ignored; what is ignored stays so over exec, and neither `sh`
+    nor a job could undo it. What is caught does not stay: so they are caught, and nothing is done. In the main thread.
+    """
+    for number in signal.valid_signals() - _KEPT_IGNORED:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+_KEPT_IGNORED = {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTTIN, signal.SIGTTOU}
+"""Python ignores the first two, and Popen undoes it. Were the others caught, a use of the terminal would never end."""
+
+
 def make_pipe(directory: Path, mode: int) -> None:
     """The pipe, and the empty file that is filled from it."""
     os.mkfifo(directory / "pipe")

@@ -58,13 +58,14 @@ mkdir -p "${dir%/*}" && chmod 711 "${dir%/*}" && mkdir -m 700 "$dir" && cd "$dir
 mkfifo input pipe && chmod 666 pipe && : >output || exit 1
 exec 6>alive && flock -x 6 || exit 1
 exec 3<>input 4<input 5>input 3>&-
-setsid sh -c "$supervise" tango-job "$PWD" "$@" <&4 >/dev/null 2>&1 4<&- 5>&- &
+setsid --fork sh -c "$supervise" tango-job "$PWD" "$@" <&4 >/dev/null 2>&1 4<&- 5>&-
 exec 4<&- 6>&-
 cat >&5
 exit 0
 """
 """Starts the supervisor and hands it what comes in. Both ends of `input` are open before it is started, so
-that neither waits for the other; when this ends, however it does, so does the bootstrap's input."""
+that neither waits for the other; when this ends, however it does, so does the bootstrap's input. With `&` the
+supervisor, and so the job, would have INT and QUIT ignored."""
 
 SUPERVISE = r"""
 dir=$1 output_blocks=$2 guard_s=$3; shift 3
