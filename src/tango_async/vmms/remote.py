@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from ..model import MachineSpec
 from .bootstrap import HOME, PATH, command
+from .collector import collected
 
 GUARD_S = 15
 """How much later than its deadline the supervisor ends a run whose own timer was stopped."""
@@ -71,29 +72,7 @@ SUPERVISE = r"""
 dir=$1 output_blocks=$2 guard_s=$3; shift 3
 cd "$dir" && echo $$ >session || exit
 echo -500 2>/dev/null >/proc/$$/oom_score_adj
-exec 7<>pipe 8<pipe
-(
-  exec </dev/null 6>&- 7>&-
-  ulimit -f "$output_blocks"
-  if IFS= read -r first <&8; then printf '%s\n' "$first"; else printf %s "$first"; fi
-  timeout -s KILL "$guard_s" cat <&8
-  case $? in
-    0) exit ;;
-    137) echo 124 >exit ;;
-    153) echo 137 >exit ;;
-  esac
-  kill -KILL 0
-) >>output 2>/dev/null &
-collector=$!
-exec 8<&-
-(exec "$@" 6>&- 7>&-) >&7 2>&7
-code=$?
-exec </dev/null 7>&-
-wait "$collector"
-echo "$code" >exit
-"""
-"""Ends when all who hold the job's output have. 137 is the guard's end, 153 too much output; any other
-failure leaves no record, so that the machine counts as lost."""
+""" + collected('(exec "$@" 3>&- 6>&-) >&3 2>&3')
 
 ENTER = r"""
 uid=$1 gid=$2 disk=$3 home=$4 path=$5; shift 5

@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import MachineLost
+from .collector import collected
 from .keeper import Keeper, make_pipe, start, stat
 
 SCRIPT = r"""
@@ -30,22 +31,7 @@ newline='
 '
 dir=$1 output_blocks=$2 guard_s=$3 groups=$4; shift 4
 cd "$dir" || exit
-exec 3<>pipe 4<pipe
-(
-  exec </dev/null 3>&-
-  ulimit -f "$output_blocks"
-  if IFS= read -r first <&4; then printf '%s\n' "$first"; else printf %s "$first"; fi
-  [ -f guard ] && read -r guard_s <guard
-  timeout -s KILL "$guard_s" cat <&4
-  case $? in
-    0) exit ;;
-    137) echo 124 >exit ;;
-    153) echo 137 >exit ;;
-  esac
-  kill -KILL 0
-) >>output 2>/dev/null &
-collector=$!
-exec 4<&-
+""" + collected(r"""
 (
   while [ -n "$groups" ]; do
     echo 0 >"${groups%%"$newline"*}/cgroup.procs" || exit 89
@@ -54,17 +40,8 @@ exec 4<&-
   echo 500 >/proc/self/oom_score_adj
   exec "$@" 6>init @FILES@ 3>&-
 ) >&3 2>&3
-code=$?
-exec </dev/null 3>&-
-wait "$collector"
-echo "$code" >exit
-"""
-"""Signals stay at their defaults because the sandbox is not the asynchronous part: `sh` would have
-set INT and QUIT to ignored there, and a job cannot undo that.
-
-The collector keeps the program's time, from the mark on: before, the sandbox waits for input whose other end
-the dispatcher holds, and ends with it. 137 is the guard's end, 153 too much output; any other failure
-leaves no record, so that the machine counts as lost."""
+""")
+"""Before the mark, no timer: the sandbox waits for input whose other end the dispatcher holds, and ends with it."""
 
 PIPE_BYTES = 1024**2
 KILL_S = 2.0
