@@ -19,7 +19,7 @@ from support.service import Service
 from tango_async.config import CourseShare, Share
 from tango_async.dispatcher.dispatcher import Dispatcher
 from tango_async.files.local import LocalStore
-from tango_async.model import Exit, Machine
+from tango_async.machine import Exit, Machine
 from tango_async.queue.redis import Queue
 
 SLOTS = 32

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from uuid import uuid4
 
 from tango_async.config import Settings
-from tango_async.model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
+from tango_async.machine import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
 
 IMAGE = "autograding_image"
 

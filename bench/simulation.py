@@ -35,7 +35,8 @@ from tango_async.config import Queue as QueueSettings
 from tango_async.config import Settings
 from tango_async.dispatcher.dispatcher import Dispatcher
 from tango_async.files.base import Pin, Removed, StoredFile
-from tango_async.model import Claim, InputFile, PinnedFile
+from tango_async.machine import InputFile
+from tango_async.model import Claim, PinnedFile
 from tango_async.queue.redis import Queue
 
 EVERYSEC = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--maxclients", "20000")

@@ -1,38 +1,23 @@
-"""A client of Tango's REST API, ours or upstream's. Knows what goes over the wire, prints nothing.
+"""A client of Tango's REST API, ours or upstream's: its verbs, and what they take and give. Prints nothing.
 
-Uses the forms that both answer: a slash at the end, POST for prealloc, an id that may be a digit
-string. Every failure is a ClientError with the server's own words, or with the address that cannot
-be reached; the key is in none of them.
+Uses the forms that both answer: a slash at the end, POST for prealloc, an id that may be a digit string.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import json
-import os
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
-from urllib.parse import quote
+from typing import Any, NamedTuple, TypeVar
 
-import aiohttp
 import msgspec
-from yarl import URL
 
+from .caller import RETRIES, Caller
 from .errors import ClientError
 
-RETRIES = 3
-RETRY_S = 2.0
-"""As Autolab's own client does it."""
-ANSWER_S = 60.0
-"""Longest wait for an answer; a server may take 20 s over an image."""
-CONNECT_S = 10.0
 _CHUNK = 256 * 1024
-_RETRIED = {errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
 
 T = TypeVar("T")
 
@@ -109,32 +94,12 @@ class Added(NamedTuple):
     message: str
 
 
-class TangoClient:
-    """One server and one key. An async context manager."""
-
-    def __init__(self, base_url: str, key: str, *, retry_s: float = RETRY_S) -> None:
-        """Raises ClientError if `base_url` is not an http or https URL."""
-        self.base_url = base_url.rstrip("/")
-        if not re.match(r"https?://[^/]", base_url):
-            raise ClientError(f"{base_url} is not the address of a server, such as http://127.0.0.1:3000")
-        self._key = key
-        self._retry_s = retry_s
-        self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=ANSWER_S)
-        self._session = aiohttp.ClientSession(timeout=timeout)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
+class TangoClient(Caller):
+    """The verbs, of one server and with one key. All raise ClientError."""
 
     async def open(self, lab: str) -> dict[str, str]:
         """Makes the courselab. Returns the md5 of each of its files (upstream: always none)."""
-        answer = await self._call("GET", self._path("open", lab))
+        answer = await self.call("GET", self.path("open", lab))
         return _typed(answer.get("files") or {}, dict[str, str])
 
     async def upload(
@@ -155,7 +120,7 @@ class TangoClient:
             progress(size)
             return False
         headers = {"Filename": name, "Content-Length": str(size)}
-        await self._call("POST", self._path("upload", lab), headers, lambda: _chunks(source, size, progress))
+        await self.call("POST", self.path("upload", lab), headers, lambda: _chunks(source, size, progress))
         return True
 
     async def add_job(self, lab: str, job: JobRequest, *, idempotency_key: str | None = None) -> Added:
@@ -165,27 +130,27 @@ class TangoClient:
         """
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         body = json.dumps(job.body()).encode()
-        path = self._path("addJob", lab)
-        answer = await self._call("POST", path, headers, lambda: body, retries=RETRIES if idempotency_key else 0)
+        path = self.path("addJob", lab)
+        answer = await self.call("POST", path, headers, lambda: body, retries=RETRIES if idempotency_key else 0)
         try:
             return Added(int(answer["jobId"]), str(answer.get("statusMsg", "")))
         except (KeyError, TypeError, ValueError) as e:
-            raise self._unlike("addJob gave no job id") from e
+            raise self.unlike("addJob gave no job id") from e
 
     async def poll(self, lab: str, output_file: str) -> bytes | None:
         """The feedback; None while there is none."""
-        answer = await self._request("GET", self._path("poll", lab, output_file))
+        answer = await self.request("GET", self.path("poll", lab, output_file))
         if answer.fields is None and answer.status == 200:
             return answer.body
-        message = self._refusal(answer)
+        message = self.refusal(answer)
         if message is None or "not found" in message or "progress" in message:
             return None
         raise ClientError(message)
 
     async def partial_output(self, job_id: int) -> str:
         """What a running job has printed so far; empty for one that is not running."""
-        answer = await self._request("GET", self._path("getPartialOutput", str(job_id)))
-        if message := self._refusal(answer):
+        answer = await self.request("GET", self.path("getPartialOutput", str(job_id)))
+        if message := self.refusal(answer):
             if message.startswith("Key"):
                 raise ClientError(message)
             return ""
@@ -193,42 +158,40 @@ class TangoClient:
 
     async def jobs(self, *, dead: bool = False) -> list[Job]:
         """The jobs that wait or run, or those that ended."""
-        answer = await self._call("GET", self._path("jobs", "1" if dead else "0"))
+        answer = await self.call("GET", self.path("jobs", "1" if dead else "0"))
         return _typed(answer.get("jobs") or [], list[Job])
 
     async def info(self) -> Info:
-        answer = await self._call("GET", self._path("info"))
+        answer = await self.call("GET", self.path("info"))
         return _typed(answer.get("info") or {}, Info)
 
     async def pools(self, image: str = "") -> dict[str, Pool]:
         """The pools of all images, or of one."""
-        answer = await self._call("GET", self._path("pool", *([image] if image else [])))
+        answer = await self.call("GET", self.path("pool", *([image] if image else [])))
         return _typed(answer.get("pools") or {}, dict[str, Pool])
 
     async def prealloc(self, image: str, count: int, **machine: int | str) -> str:
         """Asks for a pool of `count` machines. Returns the server's words."""
         body = json.dumps(machine).encode()
-        answer = await self._call("POST", self._path("prealloc", image, str(count)), {}, lambda: body)
-        return str(answer.get("statusMsg", ""))
+        return await self._told(self.path("prealloc", image, str(count)), body)
 
     async def build(self, image: str, archive: Path, *, progress: Callable[[int], None] = lambda size: None) -> str:
         """Sends an image as `docker save` wrote it. Returns the server's words."""
         size = archive.stat().st_size
         headers = {"imageName": image, "Content-Length": str(size)}
-        answer = await self._call("POST", self._path("build"), headers, lambda: _chunks(archive, size, progress))
+        answer = await self.call("POST", self.path("build"), headers, lambda: _chunks(archive, size, progress))
         return str(answer.get("statusMsg", ""))
 
     async def cancel(self, lab: str, output_file: str) -> str:
         """Ends the newest job with that output. Returns the server's words."""
-        answer = await self._call("POST", self._path("cancel", lab, output_file), {}, lambda: b"")
-        return str(answer.get("statusMsg", ""))
+        return await self._told(self.path("cancel", lab, output_file))
 
     async def cancel_job(self, job_id: int) -> str | None:
         """Ends this job. Returns the server's words; None where jobs cannot be cancelled by id, as in Tango's forks."""
-        answer = await self._request("POST", self._path("cancel", str(job_id)), {}, lambda: b"")
+        answer = await self.request("POST", self.path("cancel", str(job_id)), {}, lambda: b"")
         if answer.fields is None and answer.status == 404:
             return None
-        if message := self._refusal(answer):
+        if message := self.refusal(answer):
             raise ClientError(message)
         return str((answer.fields or {}).get("statusMsg", ""))
 
@@ -236,38 +199,36 @@ class TangoClient:
 
     async def callbacks(self, *, unsent: bool = False) -> list[dict[str, Any]]:
         """How it stands with the callbacks: to be delivered, given up, delivered lately."""
-        answer = await self._call("GET", self._path("callbacks") + ("?unsent=1" if unsent else ""))
+        answer = await self.call("GET", self.path("callbacks") + ("?unsent=1" if unsent else ""))
         return _typed(answer.get("callbacks"), list[dict[str, Any]])
 
     async def callback(self, job_id: int) -> dict[str, Any]:
         """One job's, with a line for each try."""
-        answer = await self._call("GET", self._path("callbacks", str(job_id)))
+        answer = await self.call("GET", self.path("callbacks", str(job_id)))
         return _typed(answer.get("callbacks"), list[dict[str, Any]])[0]
 
     async def resend(self, job_id: int) -> str:
         """Has a callback delivered now, also once more. Returns the server's words."""
-        answer = await self._call("POST", self._path("callbacks", str(job_id)), {}, lambda: b"")
-        return str(answer.get("statusMsg", ""))
+        return await self._told(self.path("callbacks", str(job_id)))
 
     async def erase(self, submitter: str) -> tuple[str, dict[str, int]]:
         """Erases a submitter's data. Returns the server's words and its counts; again is no error."""
         body = json.dumps({"submitter": submitter}).encode()
-        answer = await self._call("POST", self._path("erase"), {}, lambda: body)
+        answer = await self.call("POST", self.path("erase"), {}, lambda: body)
         return str(answer.get("statusMsg", "")), _typed(answer.get("erased"), dict[str, int])
 
     async def images(self) -> dict[str, Any]:
         """`images`, with the hosts that have them, and `orders`, with what has become of them on each host."""
-        answer = await self._call("GET", self._path("images"))
+        answer = await self.call("GET", self.path("images"))
         return {name: _typed(answer.get(name), list[dict[str, Any]]) for name in ("images", "orders")}
 
     async def move_image(self, what: str, image: str) -> str:
         """`what` is pull or push. Returns the server's words."""
-        answer = await self._call("POST", self._path("images", what, image), {}, lambda: b"")
-        return str(answer.get("statusMsg", ""))
+        return await self._told(self.path("images", what, image))
 
     async def hosts(self) -> list[dict[str, Any]]:
         """The dispatchers, also those that are down."""
-        answer = await self._call("GET", self._path("hosts"))
+        answer = await self.call("GET", self.path("hosts"))
         return _typed(answer.get("hosts"), list[dict[str, Any]])
 
     async def pause(self, host: str) -> str:
@@ -282,99 +243,20 @@ class TangoClient:
         return await self._order(host, "slots", slots)
 
     async def _order(self, host: str, *what: str) -> str:
-        answer = await self._call("POST", self._path("hosts", host, *what), {}, lambda: b"")
+        return await self._told(self.path("hosts", host, *what))
+
+    async def _told(self, path: str, body: bytes = b"") -> str:
+        """Posts an order. Returns the server's words."""
+        answer = await self.call("POST", path, {}, lambda: body)
         return str(answer.get("statusMsg", ""))
 
     def lab_and_output(self, job: Job) -> tuple[str, str]:
         """The courselab and output name in a listed job's path, `courselabs/<key>-<lab>/output/<name>`."""
         parts = (job.output_file or "").split("/")
-        for prefix in (f"{self._key}-", "KEY-"):  # ours does not show the key
+        for prefix in (f"{self.key}-", "KEY-"):  # ours does not show the key
             if len(parts) >= 4 and parts[-3].startswith(prefix):
                 return parts[-3].removeprefix(prefix), parts[-1]
         raise ClientError(f"job {job.id}: its courselab cannot be told from {job.output_file}")
-
-    def _path(self, verb: str, *parts: str) -> str:
-        return "/" + "/".join(quote(part, safe="") for part in (verb, self._key, *parts)) + "/"
-
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str] | None = None,
-        body: Callable[[], Any] | None = None,
-        *,
-        retries: int = RETRIES,
-    ) -> dict[str, Any]:
-        """The answer of a call that answers JSON. Raises ClientError for any refusal."""
-        answer = await self._request(method, path, headers, body, retries=retries)
-        if message := self._refusal(answer):
-            raise ClientError(message)
-        if answer.fields is None:
-            raise self._unlike(f"{answer.body[:80]!r}")
-        return answer.fields
-
-    def _refusal(self, answer: _Answer) -> str | None:
-        """Why the server refused; None if it did not."""
-        if answer.fields is not None:
-            status = answer.fields.get("statusId", 0)
-            if isinstance(status, int) and status < 0:
-                return _words(answer.fields.get("statusMsg"))
-        if answer.status != 200:
-            return f"{self.base_url} answered {answer.status} {answer.reason}"
-        return None
-
-    def _unlike(self, what: str) -> ClientError:
-        return ClientError(f"{self.base_url} does not answer as Tango does: {what}")
-
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str] | None = None,
-        body: Callable[[], Any] | None = None,
-        *,
-        retries: int = RETRIES,
-    ) -> _Answer:
-        if self._session is None:
-            raise RuntimeError("use TangoClient with `async with`")
-        while True:
-            try:
-                url = URL(self.base_url + path, encoded=True)
-                data = body() if body else None
-                async with self._session.request(
-                    method, url, headers=headers, data=data, allow_redirects=False
-                ) as response:
-                    if 300 <= response.status < 400:
-                        raise self._unlike(f"it redirects to {response.headers.get('Location', 'nowhere')}")
-                    return self._answer(response, await response.read())
-            except ValueError as e:  # InvalidURL among them; its text would show the key
-                raise ClientError(f"{self.base_url} or a name cannot be sent") from e
-            except (aiohttp.ClientError, TimeoutError, OSError) as e:
-                if isinstance(e.__cause__, ClientError):  # raised by a body while it was sent
-                    raise e.__cause__ from e
-                if not retries or not _is_passing(e):
-                    raise ClientError(f"cannot reach {self.base_url}: {_reason(e)}") from e
-            retries -= 1
-            await asyncio.sleep(self._retry_s)
-
-    def _answer(self, response: aiohttp.ClientResponse, body: bytes) -> _Answer:
-        fields = None
-        if response.content_type == "application/json":
-            try:
-                fields = json.loads(body)
-            except ValueError:
-                raise self._unlike("its JSON is broken") from None
-            if not isinstance(fields, dict):
-                raise self._unlike("its JSON is no object")
-        return _Answer(response.status, response.reason or "", body, fields)
-
-
-class _Answer(NamedTuple):
-    status: int
-    reason: str
-    body: bytes
-    fields: dict[str, Any] | None
-    """The JSON object, if it is one."""
 
 
 def md5_of(source: Path | bytes) -> str:
@@ -406,31 +288,3 @@ def _typed(value: Any, kind: type[T]) -> T:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as e:
         raise ClientError(f"the server does not answer as Tango does: {e}") from e
-
-
-def _words(message: Any) -> str:
-    """A statusMsg as text; a failed validation answers a list of `<date>|<text>` lines."""
-    if isinstance(message, list):
-        return "\n".join(str(line).rpartition("|")[2] for line in message)
-    return str(message or "refused without a reason")
-
-
-def _is_passing(e: BaseException) -> bool:
-    if isinstance(e, aiohttp.ClientConnectorError):
-        return False
-    if isinstance(e, (TimeoutError, aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)):
-        return True
-    return isinstance(e, OSError) and e.errno in _RETRIED
-
-
-def _reason(e: BaseException) -> str:
-    if isinstance(e, aiohttp.ClientConnectorError):
-        number = e.os_error.errno or 0  # below 0 if the host's name is unknown
-        return os.strerror(number) if number > 0 else e.os_error.strerror or str(e.os_error)
-    if isinstance(e, TimeoutError):
-        return "no answer in time"
-    if isinstance(e, aiohttp.ServerDisconnectedError):
-        return "it closed the connection"
-    if isinstance(e, OSError) and e.errno:
-        return os.strerror(e.errno)  # aiohttp's own text may hold the URL, and so the key
-    return str(e) or type(e).__name__

@@ -1,17 +1,17 @@
-"""The nouns of the service, as plain values. No I/O, no other module of ours but errors.
+"""What the queue holds of jobs, callbacks, dispatchers and orders, as plain values. No I/O; machines are machine.py's.
 
 Times are Unix milliseconds by the queue server's clock (`_ms`) or seconds (`_s`); sizes are bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
+
+from .machine import CloudChoice, Limits, MachineSpec
 
 RECORD_VERSION = 2
 """Version of the msgpack records in the queue; readers accept this one, older ones, and the next one.
@@ -40,65 +40,6 @@ class Verdict(StrEnum):
     OUTPUT_TOO_LONG = "output_too_long"
     CANCELLED = "cancelled"
     GAVE_UP = "gave_up"
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run may use. Fixed when the job is added."""
-
-    timeout_s: int
-    output_bytes: int
-    """Feedback kept; longer output keeps its first and last half."""
-    output_stop_bytes: int
-    """Output that ends the job."""
-    file_bytes: int
-    """The largest single file the job may write."""
-    processes: int
-    disk_bytes: int
-    """Size of the writable home."""
-    memory_bytes: int
-    cores: float
-
-
-class CloudChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job asks of a cloud; "" is as the settings say. Nothing in it is secret."""
-
-    image: str = ""
-    """The cloud's own id of an image, such as an AMI's."""
-    machine_type: str = ""
-    security_group: str = ""
-    account: str = ""
-    """Stands for the job's own credentials, which the queue keeps apart."""
-
-
-class Credentials(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's own account at a cloud. Never logged, shown or stored with the job."""
-
-    key_id: str
-    secret: str
-
-    def __repr__(self) -> str:
-        return "Credentials(…)"
-
-    @property
-    def account(self) -> str:
-        """What stands for them in public."""
-        return hashlib.sha256(f"{self.key_id}\n{self.secret}".encode()).hexdigest()[:16]
-
-
-class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What is fixed when a machine is created, and so what tells two pools apart."""
-
-    image: str
-    network: bool
-    cores: float
-    memory_bytes: int
-    processes: int
-    disk_bytes: int
-    cloud: CloudChoice | None = None
-    cpuset: str = ""
-    """The processors that it may use, as Linux lists them (`0,2-3`); empty: any."""
-    gpu: bool = False
-    """It has the host's GPUs."""
 
 
 LABEL = r"[a-z0-9][a-z0-9._-]{0,31}"
@@ -272,76 +213,6 @@ class CallbackRecord(msgspec.Struct, frozen=True, kw_only=True):
     tries: int
     log: tuple[TraceLine, ...]
     """What came of each try: a status, or why there was none."""
-
-
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """A file on its way into a machine. `chunks` yields exactly `size` bytes."""
-
-    name: str
-    size: int
-    chunks: Callable[[], AsyncIterator[bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """A sandbox, container or VM that a VMMS made.
-
-    `nonce` is the secret that its bootstrap expects before the files.
-    """
-
-    id: str
-    spec: MachineSpec
-    nonce: str
-    owner: str = ""
-    """The dispatcher instance that made it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How a machine's run ended, as the engine or its exit record tells.
-
-    `code` follows the shell: 128 + n for signal n. A run that the bootstrap's own timer ended has
-    `timed_out` set, also when no dispatcher was there to see it.
-    """
-
-    code: int
-    timed_out: bool = False
-    out_of_memory: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a machine has used of the processor since it was made."""
-
-    cpu_s: float
-    throttled_s: float
-    """Held back, since it had used its share."""
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What a VMMS can do beyond running a job: asked, never assumed."""
-
-    adopt: bool = False
-    """Machines outlive the dispatcher and can be followed by the next one."""
-    prestart: bool = False
-    """Machines can be made before their job is known."""
-    load_images: bool = False
-    image_ids: bool = False
-    """It can tell whether a name means another image than before."""
-    network: bool = False
-    """Jobs can be given a network."""
-    clouds: bool = False
-    """Jobs may choose of a cloud, and bring their own account there."""
-    overtime_s: float = 2.0
-    """How long after its deadline a machine may take to end by its own timer and to tell of it."""
-    cpusets: bool = False
-    """Machines keep to the processors of their `cpuset`, and `usage` tells what they used."""
-    gpu: bool = False
-    """Jobs can be given the host's GPUs."""
-    idle_bytes: int = 16 * 1024**2
-    """Memory of the host that a prestarted machine takes until it has a job."""
 
 
 MAX_POOL = 1000

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import pytest
 
-from tango_async.model import Exit, InputFile, Limits, Machine, MachineSpec
+from tango_async.machine import Exit, InputFile, Limits, Machine, MachineSpec
 from tango_async.vmms.base import Vmms
 from tango_async.vmms.bootstrap import archive
 

@@ -37,7 +37,7 @@ from contracts.machines import (
     wait_until,
 )
 from tango_async.errors import ImageNotFound, NotStarted
-from tango_async.model import Exit, InputFile, Machine
+from tango_async.machine import Exit, InputFile, Machine
 
 SIGNALS = "for s in INT QUIT TERM HUP PIPE XFSZ; do sh -c 'kill -'$s' $$'; echo $?; done 2>/dev/null"
 DEFAULTS = [b"130", b"131", b"143", b"129", b"141", b"153"]

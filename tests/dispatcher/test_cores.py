@@ -10,7 +10,7 @@ from tango_async.config import load
 from tango_async.dispatcher import cores, quiet
 from tango_async.dispatcher.cores import Cores, listed, numbers
 from tango_async.errors import ConfigError, MachineLost
-from tango_async.model import Machine, MachineSpec, Usage
+from tango_async.machine import Machine, MachineSpec, Usage
 
 
 @pytest.fixture

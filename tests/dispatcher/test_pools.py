@@ -17,13 +17,8 @@ from tango_async.dispatcher.policy import Policies, Policy
 from tango_async.dispatcher.pool import Pool
 from tango_async.dispatcher.shelf import BACKOFF_MAX_S, Shelf
 from tango_async.errors import VmmsError
-from tango_async.model import (
-    EVERY_IMAGE,
-    Capabilities,
-    MachineSpec,
-    PoolOrder,
-    PoolState,
-)
+from tango_async.machine import Capabilities, MachineSpec
+from tango_async.model import EVERY_IMAGE, PoolOrder, PoolState
 
 GIB = 1024**3
 MACHINE = Capabilities().idle_bytes

@@ -6,7 +6,8 @@ import pytest
 
 from support.api import Api
 from support.jobs import claim_one
-from tango_async.model import CloudChoice, Credentials, Verdict
+from tango_async.machine import CloudChoice, Credentials
+from tango_async.model import Verdict
 from tango_async.queue.redis import Answer
 
 KEY_ID, SECRET = "AKIAEXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from tango_async.config import Settings
 from tango_async.errors import ImageNotFound, MachineLost, NotStarted, VmmsError, VmmsUnavailable
-from tango_async.model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
+from tango_async.machine import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 
 IMAGE = "autograding_image"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import uuid4
 
-from tango_async.model import Claim, JobSpec, Limits, MachineSpec
+from tango_async.machine import Limits, MachineSpec
+from tango_async.model import Claim, JobSpec
 from tango_async.queue.redis import Queue
 
 

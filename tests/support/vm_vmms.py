@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from support.vm import SshVm
 from tango_async.errors import ImageNotFound, MachineLost
-from tango_async.model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
+from tango_async.machine import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
 from tango_async.vmms.bootstrap import archive
 from tango_async.vmms.ssh import Link, Reach, new_key
 from tango_async.vmms.vm import Vm

@@ -18,7 +18,7 @@ from support.fixtures_dist import settings_of  # noqa: E402
 from support.netns import RemoteEngine  # noqa: E402
 from support.ward import Ward  # noqa: E402
 from tango_async.config import Docker, Settings, Store  # noqa: E402
-from tango_async.model import Machine  # noqa: E402
+from tango_async.machine import Machine  # noqa: E402
 from tango_async.vmms import host_outputs  # noqa: E402
 from tango_async.vmms.dist import DistDocker  # noqa: E402
 from tango_async.vmms.docker import LocalDocker  # noqa: E402

@@ -15,7 +15,7 @@ import pytest
 
 from contracts.machines import Files, inputs, limit, make
 from tango_async.errors import StoreError
-from tango_async.model import InputFile
+from tango_async.machine import InputFile
 from tango_async.vmms.bootstrap import (
     FAILED_FIRST,
     FAILED_LAST,

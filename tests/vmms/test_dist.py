@@ -15,7 +15,7 @@ from support.netns import RemoteEngine
 from support.ward import Ward
 from tango_async.config import Settings
 from tango_async.errors import ConfigError, HostUnavailable, ImageNotFound, VmmsUnavailable
-from tango_async.model import Exit
+from tango_async.machine import Exit
 from tango_async.vmms import dist_host, engine_address, outputs
 from tango_async.vmms.base import ManyHosts, load
 from tango_async.vmms.dist import DistDocker

@@ -17,7 +17,7 @@ from support.netns import RemoteEngine
 from support.ward import Ward
 from tango_async.config import Docker, DockerHost, Settings, Store
 from tango_async.errors import ConfigError, VmmsUnavailable
-from tango_async.model import Exit
+from tango_async.machine import Exit
 from tango_async.vmms import dist_host, dist_ssh, outputs
 from tango_async.vmms.base import load
 from tango_async.vmms.dist import DistDocker

@@ -17,7 +17,7 @@ from support.jobs import machine_of
 from tango_async.config import Docker, Settings
 from tango_async.config import load as load_settings
 from tango_async.errors import ConfigError, MachineLost, NotStarted, VmmsError, VmmsUnavailable
-from tango_async.model import Exit, Machine
+from tango_async.machine import Exit, Machine
 from tango_async.vmms import docker
 from tango_async.vmms.base import Vmms, load
 from tango_async.vmms.docker import LocalDocker

@@ -29,7 +29,7 @@ from contracts.machines import (
 from support.engine import PrivateEngine
 from tango_async.config import Docker, Settings
 from tango_async.errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
-from tango_async.model import Exit, InputFile, Machine
+from tango_async.machine import Exit, InputFile, Machine
 from tango_async.vmms import docker, engine, outputs
 from tango_async.vmms.base import Vmms
 from tango_async.vmms.docker import LocalDocker

@@ -17,7 +17,7 @@ from contracts.machines import MB, Backend, Ran, follow, inputs, limit, make
 from support.engine import Engine
 from tango_async.config import Docker, Settings
 from tango_async.errors import VmmsUnavailable
-from tango_async.model import Exit
+from tango_async.machine import Exit
 from tango_async.vmms.docker import LocalDocker
 
 

@@ -15,7 +15,7 @@ from contracts.vmms import VmmsContract
 from support.ec2 import IMAGE, KEY, OTHER_KEY, SECRET, Cloud, settings_on
 from tango_async.config import HostKeys
 from tango_async.errors import MachineLost, MachineReclaimed, NoCapacity, NotStarted, Unsuitable, VmmsUnavailable
-from tango_async.model import CloudChoice, Credentials, Exit
+from tango_async.machine import CloudChoice, Credentials, Exit
 from tango_async.vmms.ec2 import client, driver
 from tango_async.vmms.ec2.driver import Ec2Ssh
 from tango_async.vmms.ssh import Distrusted, new_key

@@ -12,7 +12,7 @@ from contracts.vmms import VmmsContract
 from support.engine import Engine
 from support.ward import Ward
 from tango_async.errors import MachineLost, NotStarted
-from tango_async.model import Exit
+from tango_async.machine import Exit
 from tango_async.vmms import engine_outputs
 from vmms.conftest import backend_on
 

@@ -34,7 +34,7 @@ from contracts.machines import (
 from support.engine import Engine, PrivateEngine
 from tango_async.config import Docker, Limits, Settings, Store
 from tango_async.errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
-from tango_async.model import Exit, Machine
+from tango_async.machine import Exit, Machine
 from tango_async.vmms import host_outputs, keeper, outputs
 from tango_async.vmms.docker import LocalDocker
 from tango_async.vmms.keeper import OUTPUT_SLACK_BYTES
@@ -121,7 +121,7 @@ import asyncio, sys
 import msgspec
 from contracts.machines import inputs, limit, make
 from tango_async.config import Settings
-from tango_async.model import MachineSpec
+from tango_async.machine import MachineSpec
 from tango_async.vmms.docker import LocalDocker
 
 async def hold(settings, spec, line):

@@ -20,7 +20,7 @@ from contracts.machines import MB, Backend, Ran, first_output, follow, inputs, l
 from contracts.vmms import Hostile, VmmsContract
 from tango_async.config import Limits, Sandbox, Settings, Store
 from tango_async.errors import ImageNotFound, MachineLost, NotStarted, VmmsUnavailable
-from tango_async.model import Exit
+from tango_async.machine import Exit
 from tango_async.vmms import cgroup
 from tango_async.vmms.keeper import OUTPUT_SLACK_BYTES
 from tango_async.vmms.sandbox import UIDS, LocalSandbox

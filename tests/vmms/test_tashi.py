@@ -17,7 +17,7 @@ from support.tashi import ACTIVATING, DESTROYING, EXITED, ClusterManager, Instan
 from support.vm import host_key
 from tango_async.config import Settings, Store, Tashi
 from tango_async.errors import ConfigError, MachineLost, NoCapacity, Unsuitable, VmmsUnavailable
-from tango_async.model import Exit, Machine
+from tango_async.machine import Exit, Machine
 from tango_async.vmms import base
 from tango_async.vmms.ssh import Distrusted, new_key
 from tango_async.vmms.tashi import rpc

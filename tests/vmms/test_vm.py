@@ -18,7 +18,7 @@ from contracts.vmms import DEFAULTS, SIGNALS, VmmsContract
 from support.vm import host_key
 from support.vm_vmms import IMAGE, Cloud, VmVmms
 from tango_async.errors import MachineLost, NotStarted, VmmsError
-from tango_async.model import Exit, InputFile, Machine
+from tango_async.machine import Exit, InputFile, Machine
 from tango_async.vmms.bootstrap import archive
 from tango_async.vmms.ssh import Distrusted
 from tango_async.vmms.vm import Vm

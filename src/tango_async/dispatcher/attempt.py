@@ -35,7 +35,8 @@ from ..errors import (
 )
 from ..feedback import CappedOutput, header, verdict_text
 from ..files.base import FileStore
-from ..model import Claim, Machine, MachineSpec, Verdict
+from ..machine import Machine, MachineSpec
+from ..model import Claim, Verdict
 from ..queue.redis import Answer, Queue
 from ..vmms.base import CloudVmms, ManyHosts, Vmms
 from .breaker import Breaker, blames_host

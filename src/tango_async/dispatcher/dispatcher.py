@@ -26,7 +26,8 @@ from .. import __version__
 from ..config import Settings
 from ..errors import QueueUnavailable, VmmsUnavailable
 from ..files.base import FileStore
-from ..model import DispatcherRecord, JobSpec, Machine, MachineSpec
+from ..machine import Machine, MachineSpec
+from ..model import DispatcherRecord, JobSpec
 from ..queue.bells import Bells
 from ..queue.redis import Queue
 from ..vitals import Vitals, rss_bytes

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 from ..errors import VmmsError
-from ..model import Machine
+from ..machine import Machine
 from ..vmms.base import Vmms
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from ..config import ImagePool, Pools
-from ..model import EVERY_IMAGE, MAX_POOL, MachineSpec, PoolOrder
+from ..machine import MachineSpec
+from ..model import EVERY_IMAGE, MAX_POOL, PoolOrder
 
 T = TypeVar("T")
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from ..config import Pools
 from ..errors import VmmsError, VmmsUnavailable
-from ..model import Machine, MachineSpec, PoolState
+from ..machine import Machine, MachineSpec
+from ..model import PoolState
 from ..vitals import available_bytes
 from ..vmms.base import ManyHosts, Vmms
 from .machines import Machines

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import VmmsError
-from ..model import Machine, Usage
+from ..machine import Machine, Usage
 from ..vmms.base import Vmms
 from .cores import numbers
 

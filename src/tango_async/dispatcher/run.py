@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from ..config import Dispatcher
 from ..errors import InputChanged, MachineLost, QueueUnavailable
 from ..feedback import CappedOutput
-from ..model import Exit, InputFile, Limits, Machine, Verdict
+from ..machine import Exit, InputFile, Limits, Machine
+from ..model import Verdict
 from ..vmms.base import ManyHosts, Vmms
 from .holds import Cancelled, Hold
 

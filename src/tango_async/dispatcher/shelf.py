@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ..model import Machine, MachineSpec
+from ..machine import Machine, MachineSpec
 from .policy import Policy
 
 BACKOFF_S = 0.5

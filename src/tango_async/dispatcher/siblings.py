@@ -15,7 +15,7 @@ import msgspec
 
 from ..config import Settings
 from ..errors import ConfigError, QueueUnavailable, VmmsError
-from ..model import Machine
+from ..machine import Machine
 from ..queue.redis import Queue
 from ..vmms.base import ManyHosts, Vmms, load
 from . import places

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from ..errors import QueueUnavailable, VmmsError
-from ..model import Machine
+from ..machine import Machine
 from ..vmms.base import Vmms
 from .pool import Pool
 

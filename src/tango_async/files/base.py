@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ..model import InputFile, PinnedFile
+from ..machine import InputFile
+from ..model import PinnedFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from ..config import Store
 from ..errors import BadName, InputChanged, NotFound, StoreError, TangoError
-from ..model import InputFile, PinnedFile
+from ..machine import InputFile
+from ..model import PinnedFile
 from ..names import file_name
 from .base import Pin, StoredFile
 from .disk import BLOCK, Batches, Incoming, Md5s, link_or_copy, remove, store_error, sync_folder, used_now

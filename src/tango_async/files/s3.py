@@ -21,7 +21,8 @@ from functools import partial
 
 from ..config import Settings
 from ..errors import BadName, ConfigError, InputChanged, NotFound, StoreUnavailable
-from ..model import InputFile, PinnedFile
+from ..machine import InputFile
+from ..model import PinnedFile
 from ..names import file_name
 from . import s3_keys as keys
 from .base import Pin, StoredFile

@@ -16,7 +16,8 @@ from ..config import LEAST_PRIORITY, MOST_PRIORITY
 from ..destinations import allowance
 from ..errors import BadName, NotFound, Rejected
 from ..files.base import Pin
-from ..model import CloudChoice, JobSpec, Limits, class_name
+from ..machine import CloudChoice, Limits
+from ..model import JobSpec, class_name
 from . import clouds, sizes
 from .service import Lab, Service
 from .wire import AddJob, InputEntry

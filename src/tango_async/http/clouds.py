@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from ..model import CloudChoice, Credentials
+from ..machine import CloudChoice, Credentials
 from .wire import AddJob
 
 _CHOICES = {

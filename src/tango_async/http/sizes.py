@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from ..config import Limits as LimitSettings
-from ..model import Limits
+from ..machine import Limits
 from .wire import AddJob, LimitsRequest, Number, VmRequest
 
 MIB = 1024**2

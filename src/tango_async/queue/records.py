@@ -9,12 +9,12 @@ import msgpack
 import msgspec
 
 from ..errors import QueueUnavailable
+from ..machine import Credentials
 from ..model import (
     RECORD_VERSION,
     CallbackRecord,
     CallbackState,
     Claim,
-    Credentials,
     DispatcherRecord,
     Due,
     Forecast,

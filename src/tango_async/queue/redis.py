@@ -16,7 +16,8 @@ from .. import shares
 from ..config import Settings
 from ..errors import QueueFull, QueueOutOfMemory
 from ..feedback import short, verdict_text
-from ..model import Claim, Credentials, DispatcherRecord, Forecast, JobRecord, JobSpec, PoolOrder, Verdict
+from ..machine import Credentials
+from ..model import Claim, DispatcherRecord, Forecast, JobRecord, JobSpec, PoolOrder, Verdict
 from . import figures, keys, records
 from .connection import ID_RESERVE, Marks, Server, tell_loss
 from .history import History

@@ -18,7 +18,8 @@ from typing import Protocol, runtime_checkable
 
 from ..config import Settings
 from ..errors import ConfigError
-from ..model import Capabilities, Credentials, EngineState, Exit, InputFile, Limits, Machine, MachineSpec, Usage
+from ..machine import Capabilities, Credentials, Exit, InputFile, Limits, Machine, MachineSpec, Usage
+from ..model import EngineState
 
 
 class Vmms(Protocol):

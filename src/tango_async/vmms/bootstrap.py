@@ -25,7 +25,7 @@ import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from ..errors import InputChanged
-from ..model import Exit, InputFile, Limits
+from ..machine import Exit, InputFile, Limits
 
 WORK_DIR = "/home/autograde/autolab"
 """Where Tango's jobs find their files."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import VmmsError
-from ..model import MachineSpec, Usage
+from ..machine import MachineSpec, Usage
 
 CONTROLLERS = ("pids", "memory", "cpu")
 OF_CORES = ("cpuset", "cpuacct")

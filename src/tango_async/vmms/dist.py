@@ -17,7 +17,8 @@ from typing import IO
 
 from ..config import Settings
 from ..errors import ConfigError, HostUnavailable, MachineLost, VmmsError, VmmsUnavailable
-from ..model import Capabilities, EngineState, Exit, InputFile, Limits, Machine, MachineSpec, Usage
+from ..machine import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
+from ..model import EngineState
 from .dist_host import LOOK_S, Host
 from .dist_slots import Placement
 from .docker import Containers

@@ -21,7 +21,7 @@ import msgspec
 
 from ..config import Docker, Settings
 from ..errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
-from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
+from ..machine import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 from . import bootstrap
 from .engine import Engine
 from .engine_outputs import EngineOutputs

@@ -20,7 +20,7 @@ import aiodocker
 import aiohttp
 
 from ..errors import ConfigError, ImageNotFound, MachineLost, VmmsError, VmmsUnavailable
-from ..model import Usage
+from ..machine import Usage
 from .engine_address import Sockets, Tls, advice, connector_of
 from .engine_streams import Attached, Ending, payload
 

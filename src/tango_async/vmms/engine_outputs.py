@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 
 from ..errors import MachineLost, NotStarted, VmmsUnavailable
-from ..model import Exit, Machine
+from ..machine import Exit, Machine
 from . import bootstrap, outputs
 from .engine import Engine, State
 from .engine_streams import Attached, Ending

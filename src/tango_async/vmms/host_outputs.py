@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import MachineLost, NotStarted, VmmsError, VmmsUnavailable
-from ..model import Exit, Machine
+from ..machine import Exit, Machine
 from . import bootstrap, outputs
 from .engine import Engine, State
 from .keeper import OUTPUT_SLACK_BYTES, Keeper, check_room, make_pipe, remove_directory, start, this_boot

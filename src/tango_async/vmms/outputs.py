@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..errors import VmmsUnavailable
-from ..model import Exit, Machine, MachineSpec
+from ..machine import Exit, Machine, MachineSpec
 from .engine import Engine, State
 
 SOON_S = 1.0

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..model import MachineSpec
+from ..machine import MachineSpec
 from .bootstrap import HOME, PATH, command
 from .collector import collected
 

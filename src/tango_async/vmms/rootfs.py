@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from ..model import MachineSpec
+from ..machine import MachineSpec
 from . import seccomp
 from .bootstrap import HOME, PATH, WORK_DIR
 

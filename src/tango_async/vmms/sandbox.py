@@ -23,7 +23,7 @@ import msgspec
 
 from ..config import Settings
 from ..errors import ImageNotFound, MachineLost, NotStarted, VmmsError, VmmsUnavailable
-from ..model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
+from ..machine import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec, Usage
 from . import cgroup, probe, rootfs
 from .bootstrap import after_mark, archive, ended, mark, why_not_started
 from .bootstrap import command as bootstrap_command

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from ..errors import MachineLost, NotStarted, VmmsError
-from ..model import Exit, Limits, Machine
+from ..machine import Exit, Limits, Machine
 from . import remote
 from .bootstrap import after_mark, ended, mark, why_not_started
 from .ssh import Distrusted, Ended, Link, LinkDown

@@ -18,7 +18,7 @@ import msgspec
 
 from ...config import Ec2
 from ...errors import Unsuitable, VmmsError, VmmsUnavailable
-from ...model import Credentials
+from ...machine import Credentials
 from .client import Account
 from .instances import INSTALL
 

@@ -23,7 +23,7 @@ from botocore.exceptions import (
 
 from ...config import Ec2
 from ...errors import NoCapacity, Unsuitable, VmmsError, VmmsUnavailable
-from ...model import Credentials
+from ...machine import Credentials
 
 log = logging.getLogger(__name__)
 for noisy in ("botocore", "aiobotocore"):  # they can write a request with its signature

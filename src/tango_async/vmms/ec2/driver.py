@@ -27,7 +27,7 @@ from ...errors import (
     VmmsError,
     VmmsUnavailable,
 )
-from ...model import Capabilities, CloudChoice, Credentials, Exit, InputFile, Limits, Machine, MachineSpec
+from ...machine import Capabilities, CloudChoice, Credentials, Exit, InputFile, Limits, Machine, MachineSpec
 from ..bootstrap import archive
 from ..remote import GUARD_S
 from ..ssh import Link, Reach, new_key, public_key

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...config import Ec2
 from ...errors import Unsuitable, VmmsError
-from ...model import Machine
+from ...machine import Machine
 from . import instances
 from .accounts import OWN, Accounts
 from .client import Account, Gone

@@ -16,7 +16,7 @@ import msgspec
 
 from ...config import Ec2
 from ...errors import NoCapacity, Unsuitable
-from ...model import Machine, MachineSpec
+from ...machine import Machine, MachineSpec
 from .client import Account
 
 log = logging.getLogger(__name__)

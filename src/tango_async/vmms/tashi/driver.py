@@ -19,7 +19,7 @@ import msgspec
 
 from ...config import Settings
 from ...errors import ConfigError, ImageNotFound, MachineLost, NoCapacity, Unsuitable, VmmsError, VmmsUnavailable
-from ...model import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
+from ...machine import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
 from ..bootstrap import archive
 from ..remote import GUARD_S
 from ..ssh import Link, Reach, public_key
