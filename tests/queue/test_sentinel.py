@@ -119,6 +119,7 @@ async def test_a_master_that_was_demoted_is_left_also_by_connections_that_live(w
     queue = Queue(Settings(queue=QueueSettings(url=watched.url)))
     await queue.add(spec(), fingerprint="a")
     first = watched.master()
+    await replicated(watched, first)
 
     # It refuses until it has heard of a replica, and turns the old master into one only after some seconds.
     await asyncio.to_thread(watched.until, lambda: ask(watched.ports[0], "SENTINEL", "FAILOVER", "tango"))

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import logging
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,24 @@ def changed(engine: RemoteEngine, **changes: Any) -> DockerHost:
     return DockerHost(**{name: getattr(host, name) for name in host.__struct_fields__} | changes)
 
 
+@asynccontextmanager
+async def speaks(api: str) -> AsyncIterator[str]:
+    """The address of an engine without TLS that tells this version of its API."""
+
+    async def version(_: web.Request) -> web.Response:
+        return web.json_response({"ApiVersion": api, "NCPU": 1})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", version)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"tcp://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
 async def test_an_authority_that_does_not_vouch_for_the_engine(engines: list[RemoteEngine], tmp_path: Path) -> None:
     other = Certificates(tmp_path / "other")
     said = await refused(tmp_path, changed(engines[0], ca=other.ca))
@@ -40,6 +64,54 @@ async def test_a_certificate_that_the_engine_does_not_take(engines: list[RemoteE
     other = Certificates(tmp_path / "other")
     said = await refused(tmp_path, changed(engines[0], cert=other.cert, key=other.key))
     assert "docker.hosts: n0" in said and f"does not take our certificate, cert ({other.cert})" in said
+
+
+@contextmanager
+def breaks_off(certificates: Certificates, *, shakes_hands: bool, resets: bool) -> Iterator[str]:
+    """The address of a server that ends each connection, and says nothing in TLS of why."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates.directory / "engine.pem", certificates.directory / "engine-key.pem")
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                one, _ = listening.accept()
+                with one:
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", int(resets), 0))
+                    if not shakes_hands:
+                        one.recv(65_536)
+                        continue
+                    with suppress(ssl.SSLError), context.wrap_socket(one, server_side=True):
+                        pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"tcp://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("shakes_hands", [False, True])
+@pytest.mark.parametrize("resets", [False, True])
+async def test_a_certificate_whose_refusal_is_lost(tmp_path: Path, shakes_hands: bool, resets: bool) -> None:
+    """TLS 1.3 has a server refuse when the client is done already, and the end of the connection may overtake it."""
+    made = Certificates(tmp_path / "made")
+    made.sign("engine", "subjectAltName=IP:127.0.0.1")
+    with breaks_off(made, shakes_hands=shakes_hands, resets=resets) as url:
+        said = await refused(tmp_path, DockerHost(name="n0", url=url, ca=made.ca, cert=made.cert, key=made.key))
+        assert "docker.hosts: n0" in said
+        assert f"broke off; perhaps it does not take our certificate, cert ({made.cert}): " in said
+        said = await refused(tmp_path, DockerHost(name="n0", url=url))
+        assert "docker.hosts: n0" in said and "certificate" not in said, "none was shown"
+
+
+async def test_a_plain_engine_that_is_asked_with_tls(engines: list[RemoteEngine], tmp_path: Path) -> None:
+    async with speaks("1.40") as url:
+        said = await refused(tmp_path, changed(engines[0], url=url))
+    assert "find no common TLS" in said and "our certificate" not in said
 
 
 async def test_a_file_that_is_not_there(engines: list[RemoteEngine], tmp_path: Path) -> None:
@@ -58,20 +130,8 @@ async def test_a_port_where_nobody_listens(engines: list[RemoteEngine], tmp_path
 
 
 async def test_an_engine_that_is_too_old(tmp_path: Path) -> None:
-    async def version(_: web.Request) -> web.Response:
-        return web.json_response({"ApiVersion": "1.30", "NCPU": 1})
-
-    app = web.Application()
-    app.router.add_get("/{path:.*}", version)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        said = await refused(tmp_path, DockerHost(name="n0", url=f"tcp://127.0.0.1:{port}"))
-    finally:
-        await runner.cleanup()
+    async with speaks("1.30") as url:
+        said = await refused(tmp_path, DockerHost(name="n0", url=url))
     assert "docker.hosts: n0" in said and "speaks API 1.30; 1.40 needed" in said
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import aiohttp
 
 from ..errors import ConfigError, ImageNotFound, MachineLost, VmmsError, VmmsUnavailable
 from ..machine import Usage
-from .engine_address import Sockets, Tls, advice, connector_of
+from .engine_address import Sockets, Tls, advice, advice_of_tls, connector_of, usual_tls
 from .engine_streams import Attached, Ending, payload
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
@@ -106,6 +105,7 @@ class Engine:
 
     async def open(self) -> None:
         """Connects. Raises VmmsUnavailable, saying what to install, start or permit."""
+        self._tls = self._tls or usual_tls(self.host)
         url, connector = connector_of(self.host, self._tls, self._sockets)
         self._session = aiohttp.ClientSession(connector=connector)
         self._client = aiodocker.Docker(url, connector=connector, session=self._session)
@@ -126,9 +126,10 @@ class Engine:
         except TimeoutError as e:
             raise VmmsUnavailable(f"the Docker engine at {self._name} does not answer within {PROBE_S:.0f} s") from e
         except aiodocker.DockerError as e:
-            raise VmmsUnavailable(self._of_tls(e) or advice(self._name, e)) from e
+            raise VmmsUnavailable(advice_of_tls(self._name, self._tls, e) or advice(self._name, e)) from e
         except (aiohttp.ClientError, OSError) as e:
-            raise VmmsUnavailable(self._of_tls(e) or f"the Docker engine at {self._name} broke off: {e!r}") from e
+            said = advice_of_tls(self._name, self._tls, e)
+            raise VmmsUnavailable(said or f"the Docker engine at {self._name} broke off: {e!r}") from e
         except (ValueError, TypeError, KeyError) as e:
             raise VmmsUnavailable(f"what answers at {self._name} is no Docker engine") from e
         if api < MIN_API:
@@ -136,18 +137,6 @@ class Engine:
             raise VmmsUnavailable(
                 f"the Docker engine at {self._name} speaks API {version['ApiVersion']}; {wanted} needed"
             )
-
-    def _of_tls(self, error: BaseException | None) -> str:
-        """What to look at, if that is why; else empty."""
-        while error is not None:
-            if isinstance(error, ssl.SSLCertVerificationError):
-                file = self._tls.ca if self._tls is not None else "the usual authorities"
-                return f"the Docker engine at {self._name} has a certificate that ca ({file}) does not know: {error}"
-            if isinstance(error, ssl.SSLError):
-                file = self._tls.cert if self._tls is not None else "none"
-                return f"the Docker engine at {self._name} does not take our certificate, cert ({file}): {error}"
-            error = error.__cause__ or error.__context__
-        return ""
 
     async def close(self) -> None:
         session, self._session, self._client = self._session, None, None

@@ -6,8 +6,10 @@ import asyncio
 import errno
 import getpass
 import os
+import re
 import socket
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakSet
@@ -52,15 +54,16 @@ def connector_of(host: str, tls: Tls | None, sockets: Sockets) -> tuple[str, aio
     scheme, _, address = host.partition("://")
     if scheme == "unix":
         return "unix://localhost", aiohttp.UnixConnector(address, limit=0, force_close=True)
-    if tls is None and (scheme == "https" or os.environ.get("DOCKER_TLS_VERIFY")):
-        tls = _usual_tls()
     context: ssl.SSLContext | bool = True if tls is None else tls.context()
     connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=context, socket_factory=sockets.make)
     return f"{'http' if tls is None else 'https'}://{address}", connector
 
 
-def _usual_tls() -> Tls:
-    """Docker's own convention: ca.pem, cert.pem and key.pem in one directory."""
+def usual_tls(host: str) -> Tls | None:
+    """Where Docker's own convention asks for TLS: ca.pem, cert.pem and key.pem in one directory."""
+    scheme = host.partition("://")[0]
+    if scheme == "unix" or not (scheme == "https" or os.environ.get("DOCKER_TLS_VERIFY")):
+        return None
     directory = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
     return Tls(directory / "ca.pem", directory / "cert.pem", directory / "key.pem", "DOCKER_CERT_PATH")
 
@@ -105,3 +108,34 @@ def advice(host: str, error: aiodocker.DockerError) -> str:
     if number == errno.ECONNREFUSED:
         return f"no Docker engine answers at {host}: start it (systemctl start docker)"
     return f"the Docker engine at {host} cannot be used: {error.message}"
+
+
+def advice_of_tls(host: str, tls: Tls | None, error: BaseException) -> str:
+    """What to look at, if TLS is why, or may be why; else empty."""
+    engine, causes = f"the Docker engine at {host}", list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            file = tls.ca if tls is not None else "the usual authorities"
+            return f"{engine} has a certificate that ca ({file}) does not know: {cause}"
+        if isinstance(cause, ssl.SSLError) and tls is not None and _REFUSAL.search(str(cause)):
+            return f"{engine} does not take our certificate, cert ({tls.cert}): {cause}"
+    # A server that refuses closes as well, and what is still under way to it then resets the connection: its refusal
+    # may be lost.
+    broken = [cause for cause in causes if isinstance(cause, _BROKEN)]
+    if broken and tls is not None:
+        return f"{engine} broke off; perhaps it does not take our certificate, cert ({tls.cert}): {broken[-1]!r}"
+    spoken = [cause for cause in causes if isinstance(cause, ssl.SSLError)]
+    return f"{engine} and we find no common TLS: {spoken[0]}" if spoken else ""
+
+
+_REFUSAL = re.compile("ALERT.*(CERT|UNKNOWN_CA|ACCESS_DENIED)")
+_BROKEN = (
+    *(ConnectionResetError, ConnectionAbortedError, BrokenPipeError),
+    *(aiohttp.ServerDisconnectedError, ssl.SSLEOFError, ssl.SSLZeroReturnError),
+)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
