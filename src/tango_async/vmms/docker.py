@@ -222,7 +222,7 @@ class Containers:
         await self.forget(machine)
         # First: an engine that hangs may have the files, and would begin the program when it goes on.
         over = self._outputs.over(machine)
-        self._outputs.shut(machine)
+        await self._outputs.shut(machine)
         await self._engine.remove(machine.id, ended=over)
         await self._outputs.remove(machine)
 

@@ -233,7 +233,7 @@ class EngineOutputs:
     def over(self, machine: Machine) -> bool:
         return False  # only the engine knows
 
-    def shut(self, machine: Machine) -> None:
+    async def shut(self, machine: Machine) -> None:
         """What the engine has been sent it delivers; only it can end the machine."""
 
     async def remove(self, machine: Machine) -> None:

@@ -185,10 +185,16 @@ class HostOutputs:
         known = self._keepers.get(machine.id)
         return known is not None and known.ended.is_set() and _status(known.directory) == 0
 
-    def shut(self, machine: Machine) -> None:
+    async def shut(self, machine: Machine) -> None:
         """A bootstrap that nobody listens to ends before its program, also while its engine is away."""
-        if (self._directory / machine.id).exists():
-            self._keeper(machine).kill_session()
+        directory = self._directory / machine.id
+        if not directory.exists():
+            return
+        self._keeper(machine).kill_session()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(KILL_S):
+                while _release(directory):  # one that was killed still listens, until it has had its turn to die
+                    await asyncio.sleep(BEGIN_POLL_S[0])
 
     async def remove(self, machine: Machine) -> None:
         directory = self._directory / machine.id
@@ -220,10 +226,13 @@ def _read(directory: Path) -> Record | None:
         return None
 
 
-def _release(directory: Path) -> None:
-    """Lets a keeper go on that waits for somebody to open the pipe."""
-    with suppress(OSError):
+def _release(directory: Path) -> bool:
+    """Lets a keeper go on that waits for somebody to open the pipe. Whether anybody has it open, to read."""
+    try:
         os.close(os.open(directory / "pipe", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _has_said(directory: Path) -> bool:

@@ -85,7 +85,7 @@ class Outputs(Protocol):
     def over(self, machine: Machine) -> bool:
         """Whether its last process is known to be gone."""
 
-    def shut(self, machine: Machine) -> None:
+    async def shut(self, machine: Machine) -> None:
         """Keeps nothing more of what it says. A program that has not begun by now never does, if we can help it."""
 
     async def remove(self, machine: Machine) -> None:
