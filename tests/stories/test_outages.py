@@ -374,6 +374,17 @@ async def test_a_full_disk_refuses_uploads_and_keeps_what_jobs_said_until_there_
     await rig.service.upload("one", {"more": b"x" * 8192})
 
 
+async def beats(rig: Rig, number: int, within_s: float = 30.0) -> None:
+    """Until the only dispatcher has told of itself so often."""
+    last = 0.0
+    async with asyncio.timeout(within_s):
+        while number:
+            (host,) = (await rig.service.json("GET", "/hosts/test/"))["hosts"]
+            number -= host["age"] < last
+            last = host["age"]
+            await asyncio.sleep(0.05)
+
+
 async def test_a_host_whose_disk_is_full_eats_no_job_and_goes_on_when_there_is_room(
     rig: Rig, small_disk: Disk, tmp_path: Path
 ) -> None:
@@ -382,14 +393,18 @@ async def test_a_host_whose_disk_is_full_eats_no_job_and_goes_on_when_there_is_r
     await rig.service.run("tango-http")
     dispatcher = await rig.dispatcher(TANGO_SLOTS="1")
     await rig.put("two", 2)
-    await rig.running(await rig.add("one", 6))
+    await rig.running(await rig.add("one", 12))
     small_disk.fill()
     await rig.service.add("two", ["Makefile"], "two")
     await rig.until(lambda: "no job is claimed until the engine is well" in dispatcher.said())
-    await asyncio.sleep(1.5)
-    assert [job["assigned"] for job in (await rig.jobs(0)).values()] == [False, False]
+    async with asyncio.timeout(20):
+        while any(job["assigned"] for job in (await rig.jobs(0)).values()):
+            await asyncio.sleep(0.05)
+    given = [dispatched(job) for job in (await rig.jobs(0)).values()]
+    await beats(rig, 3)
+    assert [dispatched(job) for job in (await rig.jobs(0)).values()] == given and len(given) == 2
     small_disk.clear()
-    await rig.ended("one", 6)
+    await rig.ended("one", 12)
     await rig.ended("two", 2)
     assert [job["retries"] for job in (await rig.jobs(1)).values()] == [0, 0]
     assert rig.begun() == ["one", "one", "two"]

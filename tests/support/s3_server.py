@@ -109,6 +109,9 @@ class S3Server:
             self._process.kill()
             self._process.wait(10)
             self._process = None
+        for port in self._ports:  # SeaweedFS makes one there, whatever it is told
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
 
 
 BUCKET = "tango-test"
