@@ -60,6 +60,17 @@ async def test_a_job_may_have_a_network(backend: Backend) -> None:
     assert b"eth0" in ran.output.split()
 
 
+async def test_a_job_without_network_reaches_itself_by_name(backend: Backend) -> None:
+    talk = "import socket as s; l = s.create_server(('localhost', 0)); s.create_connection(l.getsockname())"
+    ran = await backend.run(make(f'python3 -c "{talk}" && test ! -w /etc/hosts && echo reached'))
+    assert ran.output == b"reached\n"
+
+
+async def test_without_network_the_engine_has_no_part_in_it(docker_engine: Engine, backend: Backend) -> None:
+    async with backend.machine() as machine:
+        assert docker_engine.get(f"/containers/{machine.id}/json")["NetworkSettings"]["SandboxKey"] == ""
+
+
 async def test_more_cores_than_there_are_is_all_of_them(backend: Backend) -> None:
     assert (await backend.run(make("echo fast"), cores=1000.0)).output == b"fast\n"
 

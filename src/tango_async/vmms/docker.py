@@ -278,8 +278,9 @@ class Containers:
         scratch = f"rw,exec,nosuid,nodev,size={spec.disk_bytes}"
         # Podman gives a tmpfs to root alone; nobody else is in the container.
         owner = "mode=0777" if self._engine.podman else f"uid={uid},gid={gid},mode=0700"
+        network = self._settings.network if spec.network else "none"
         host = {
-            "NetworkMode": self._settings.network if spec.network else "none",
+            "NetworkMode": network,
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges"],
             "PidsLimit": spec.processes + OVERHEAD,
@@ -297,6 +298,12 @@ class Containers:
             },
             "Ulimits": [{"Name": name, "Soft": most, "Hard": most} for name, most in self._rlimits().items()],
         }
+        # Its network namespace is then the runtime's work alone: the engine's part in it, two processes of its own,
+        # takes as long as all the rest. It writes no /etc/hosts either, without which there is no `localhost`.
+        alone = network == "none" and bool(channel.names) and not self._engine.podman
+        if alone:
+            names_mount = {"Type": "bind", "Source": channel.names, "Target": "/etc/hosts", "ReadOnly": True}
+            host["Mounts"] = [*host["Mounts"], names_mount]
         runtime = self._settings.runtime
         if spec.gpu:
             host["DeviceRequests"] = [_gpus(self._settings.gpus)]
@@ -312,6 +319,7 @@ class Containers:
             # Not the image's: one below the tmpfs would be made there by the engine, as root.
             "WorkingDir": "/",
             "Healthcheck": {"Test": ["NONE"]},
+            "NetworkDisabled": alone,
             "Labels": self._labels(machine),
             **dict.fromkeys(("OpenStdin", "StdinOnce", "AttachStdin", "AttachStdout", "AttachStderr"), True),
             "HostConfig": host,

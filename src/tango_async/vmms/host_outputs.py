@@ -5,6 +5,7 @@ process of ours (keeper.py) reads it, and ends when the last process of the cont
 container that runs on while its engine or its dispatcher is dead loses no byte, and the file with
 its end mark tells the result without asking the engine. In a machine's directory, beside a keeper's:
 
+    hosts   the container's /etc/hosts, where it has no network
     record  the machine, and the host's boot id, without which a pid says nothing
     done    the status of `cat` and a newline: 0 if the output is whole
 """
@@ -41,6 +42,9 @@ cat <pipe >>output
 echo $? >done
 """
 """`cat` begins when the container has opened the pipe. It fails at a full disk, and at too much output."""
+
+NAMES = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+"""The /etc/hosts of a container without a network."""
 
 TOO_MUCH = 128 + 25
 """SIGXFSZ."""
@@ -87,6 +91,8 @@ class HostOutputs:
         try:
             directory.mkdir(mode=0o700)
             (directory / "record").write_bytes(msgspec.json.encode(Record(boot_id=this_boot(), machine=machine)))
+            (directory / "hosts").write_text(NAMES)
+            (directory / "hosts").chmod(0o644)
             make_pipe(directory, PIPE_MODE)
             command = ["sh", "-c", SCRIPT, "tango-output", str(directory), str(self._blocks)]
             self._keepers[machine.id] = Keeper(directory, *start(directory, command, subprocess.DEVNULL))
@@ -96,7 +102,7 @@ class HostOutputs:
             raise VmmsError(f"localDocker: {directory}: {e.strerror}") from e
         # Not of the kind that makes a directory of what is missing.
         mount = {"Type": "bind", "Source": str(directory / "pipe"), "Target": PIPE}
-        return Channel(PIPE, {"Mounts": [mount], "LogConfig": {"Type": "none"}})
+        return Channel(PIPE, {"Mounts": [mount], "LogConfig": {"Type": "none"}}, str(directory / "hosts"))
 
     async def attach(self, machine: Machine) -> None:
         """The engine has no part in it."""

@@ -41,6 +41,8 @@ class Channel:
     """Where the bootstrap writes; empty: to the engine."""
     host: Mapping[str, Any] = field(default_factory=dict)
     """A part of its HostConfig."""
+    names: str = ""
+    """A file that the engine sees too, to be the /etc/hosts of a container without a network; empty: there is none."""
 
 
 class Outputs(Protocol):
