@@ -36,12 +36,17 @@ class Numbers:
         return list(range(self._next - count, self._next))
 
 
+def unconnected(number: int) -> bytes:
+    """A job without a network, as the floors have none."""
+    return job(number, disable_network=True)
+
+
 async def alone(running: Service, number: int) -> float:
     """Seconds of one job; looks every millisecond."""
     outputs = Outputs(running.url, window=1)
     async with Connection(running.url) as connection:
         begun = time.perf_counter()
-        await connection.ask("POST", "/addJob/test/lab/", job(number))
+        await connection.ask("POST", "/addJob/test/lab/", unconnected(number))
         return (await outputs.wait([number]))[number] - begun
 
 
@@ -49,7 +54,7 @@ async def burst(running: Service, numbers: list[int], gaps: list[float]) -> list
     """Seconds of each, from when the first was sent: as in the floor, all are handed over at once."""
     outputs = Outputs(running.url, window=SLOTS + 2)
     waiting = asyncio.create_task(outputs.wait(numbers))
-    sent = await each_in_turn(running.url, 10, numbers, job, "/addJob/test/lab/")
+    sent = await each_in_turn(running.url, 10, numbers, unconnected, "/addJob/test/lab/")
     seen = await waiting
     gaps += outputs.gaps
     first = min(sent.values())
@@ -59,7 +64,7 @@ async def burst(running: Service, numbers: list[int], gaps: list[float]) -> list
 async def _prepared(running: Service, size: int) -> None:
     """Orders prepared machines and waits until they are there."""
     async with Connection(running.url) as connection:
-        await connection.ask("POST", f"/prealloc/test/{IMAGE}/{size}/", b"{}")
+        await connection.ask("POST", f"/prealloc/test/{IMAGE}/{size}/", b'{"network": false}')
         async with asyncio.timeout(60):
             while (await _free(connection)) < size:
                 await asyncio.sleep(0.02)

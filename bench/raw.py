@@ -46,11 +46,12 @@ def _tar() -> bytes:
 
 
 TAR = _tar()
-HOST = {"NetworkMode": "none", "CapDrop": ["ALL"], "SecurityOpt": ["no-new-privileges"], "PidsLimit": 100}
+HOST = {"CapDrop": ["ALL"], "SecurityOpt": ["no-new-privileges"], "PidsLimit": 100}
 
 
-def _config(script: str, **more: object) -> dict[str, Any]:
-    host = HOST | {"LogConfig": {"Type": "local"}, "Tmpfs": {"/home/autograde": "rw,exec,uid=1001,gid=1001,size=64m"}}
+def _config(script: str, network: str = "none", **more: object) -> dict[str, Any]:
+    tmpfs = {"/home/autograde": "rw,exec,uid=1001,gid=1001,size=64m"}
+    host = HOST | {"NetworkMode": network, "LogConfig": {"Type": "local"}, "Tmpfs": tmpfs}
     return {"Image": IMAGE, "Cmd": ["sh", "-c", script], "User": "1001:1001", "HostConfig": host} | more
 
 
@@ -73,14 +74,15 @@ def cold_container(docker: aiodocker.Docker) -> Job:
 class WarmContainers:
     """A job is fed to a container that was started before and waits for a tar on its standard input.
 
-    One that is not prepared is made then, and only `at_once` counts that.
+    One that is not prepared is made then, and only `at_once` counts that. `more` are further settings of it.
     """
 
     SCRIPT = "cd /home/autograde && tar xf - && exec make </dev/null"
     STREAMS: ClassVar = dict.fromkeys(("OpenStdin", "StdinOnce", "AttachStdin", "AttachStdout", "AttachStderr"), True)
 
-    def __init__(self, docker: aiodocker.Docker) -> None:
+    def __init__(self, docker: aiodocker.Docker, network: str = "none", **more: object) -> None:
         self._docker = docker
+        self._config = _config(self.SCRIPT, network, **self.STREAMS, **more)
         self._ready: list[tuple[Any, Any]] = []
 
     async def prepare(self, count: int) -> None:
@@ -88,7 +90,7 @@ class WarmContainers:
             self._ready.append(await self._make())
 
     async def _make(self) -> tuple[Any, Any]:
-        container = await self._docker.containers.create(_config(self.SCRIPT, **self.STREAMS))
+        container = await self._docker.containers.create(self._config)
         stream = container.attach(stdin=True, stdout=True, stderr=True)
         await stream._init()
         await container.start()

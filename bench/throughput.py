@@ -5,63 +5,100 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from client import Connection, each_in_turn, timed
 from figures import Figure, Line, Plot, Report
 from host import cpu_s, job, service
-from latency import Numbers, docker_service
+from latency import Numbers, docker_service, unconnected
 from raw import Job, WarmContainers, at_once, bare_sandbox
 
 from support.service import Service
 
 CONCURRENCY = (1, 2, 4, 8, 16)
 SLOTS = 4
-LOOK_EVERY_S = 0.01
+ALONE = "engine alone"
 
 
 async def throughput_sandbox(directory: Path, quick: bool) -> Report:
     options = {"TANGO_VMMS": "localSandbox", "TANGO_SLOTS": str(SLOTS)}
     async with service(directory, "tango-http", "tango-dispatcher", **options) as running:
-        return await _compare("sandbox", running, bare_sandbox(directory), 100 if quick else 300, 2 if quick else 5)
+        feed = Feed(running, job, look_every_s=0.01)
+        floors = {ALONE: bare_sandbox(directory)}
+        return await _compare("sandbox", feed, floors, 100 if quick else 300, 2 if quick else 5)
 
 
 async def throughput_docker(directory: Path, quick: bool) -> Report:
+    """Jobs without a network and with one, which the engine makes of processes of its own."""
+    jobs, rounds = (30, 2) if quick else (60, 5)
     async with docker_service(directory) as (running, docker):
-        return await _compare("Docker", running, WarmContainers(docker), 30 if quick else 60, 2 if quick else 5)
+        without = Feed(running, unconnected, look_every_s=0.1)
+        floors = {
+            ALONE: WarmContainers(docker),
+            "engine alone, its network disabled too": WarmContainers(docker, NetworkDisabled=True),
+        }
+        report = await _compare("Docker", without, floors, jobs, rounds)
+        connected = Feed(running, job, look_every_s=0.1, numbers=without.numbers)
+        floors = {ALONE: WarmContainers(docker, network="bridge")}
+        bridged = await _compare("Docker with a network", connected, floors, jobs, rounds)
+        return Report(report.figures + bridged.figures, report.plots + bridged.plots)
 
 
-async def _compare(what: str, running: Service, floor: Job, jobs: int, rounds: int) -> Report:
-    """A service with four slots; the floor with as many at a time as serve it best."""
-    tried = {most: jobs / 3 / await timed(at_once(floor, jobs // 3, most)) * 60 for most in CONCURRENCY}
-    best = max(tried, key=lambda most: tried[most])
-    numbers = Numbers()
-    mine, theirs = Took(), Took()
-    await _through(running, numbers, 10)
+class Feed:
+    """Trivial jobs for a service. They are seldom looked for: a poll takes a part of the processor that they need."""
+
+    def __init__(
+        self,
+        running: Service,
+        request: Callable[[int], bytes],
+        *,
+        look_every_s: float,
+        numbers: Numbers | None = None,
+    ) -> None:
+        self._running, self._request, self._look_every_s = running, request, look_every_s
+        self.numbers = numbers or Numbers()
+
+    async def through(self, jobs: int) -> None:
+        """All are added, by four connections at most as fast as they are answered, and seen ready one by one."""
+        taken = self.numbers.take(jobs)
+        await each_in_turn(self._running.url, 4, taken, self._request, "/addJob/test/lab/")
+        async with Connection(self._running.url) as connection:
+            for number in taken:
+                while not await connection.is_ready(f"{number}.txt"):
+                    await asyncio.sleep(self._look_every_s)
+
+
+async def _compare(what: str, feed: Feed, floors: dict[str, Job], jobs: int, rounds: int) -> Report:
+    """A service with four slots; each floor with as many at a time as serve it best, in turn with the service."""
+    tried = {
+        name: {most: await _rate(floor, jobs // 3, most) for most in CONCURRENCY} for name, floor in floors.items()
+    }
+    best = {name: max(rates, key=lambda most: rates[most]) for name, rates in tried.items()}
+    mine, theirs = Took(), {name: Took() for name in floors}
+    await feed.through(10)
     for _ in range(rounds):
         async with mine.measure(jobs):
-            await _through(running, numbers, jobs)
-        async with theirs.measure(jobs, with_own=True):
-            await at_once(floor, jobs, best)
-    beside = f"engine alone, {best} at a time"
-    return Report(
-        [
-            Figure(f"{what}, {jobs} trivial jobs", "jobs/min", mine.rates, theirs.rates, beside, ">= 0.8 x floor"),
-            Figure(f"{what}, processor time a job", "ms", mine.cpu_ms, theirs.cpu_ms, f"{beside}, its client included"),
-        ],
-        [
-            Plot(
-                f"throughput-{what.lower()}",
-                f"Trivial jobs a minute, {what}",
-                "at a time",
-                "jobs/min",
-                [
-                    Line("engine alone", list(tried), list(tried.values())),
-                    Line(f"service, {SLOTS} slots", [SLOTS], [statistics.median(mine.rates)]),
-                ],
-            )
-        ],
-    )
+            await feed.through(jobs)
+        for name, floor in floors.items():
+            async with theirs[name].measure(jobs, with_own=True):
+                await at_once(floor, jobs, best[name])
+    figures = []
+    for name, took in theirs.items():
+        beside, aim = f"{name}, {best[name]} at a time", ">= 0.8 x floor" if name == ALONE else ""
+        figures += [
+            Figure(f"{what}, {jobs} trivial jobs", "jobs/min", mine.rates, took.rates, beside, aim),
+            Figure(f"{what}, processor time a job", "ms", mine.cpu_ms, took.cpu_ms, f"{beside}, its client included"),
+        ]
+    lines = [Line(name, list(rates), list(rates.values())) for name, rates in tried.items()]
+    lines.append(Line(f"service, {SLOTS} slots", [SLOTS], [statistics.median(mine.rates)]))
+    name = f"throughput-{what.lower().replace(' ', '-')}"
+    return Report(figures, [Plot(name, f"Trivial jobs a minute, {what}", "at a time", "jobs/min", lines)])
+
+
+async def _rate(job: Job, jobs: int, most: int) -> float:
+    """Jobs a minute."""
+    return jobs / await timed(at_once(job, jobs, most)) * 60
 
 
 class Took:
@@ -87,16 +124,3 @@ class _Round:
         cpu = cpu_s() - self._cpu + own
         self._took.rates.append(self._jobs / (time.perf_counter() - self._begun) * 60)
         self._took.cpu_ms.append(cpu / self._jobs * 1000)
-
-
-async def _through(running: Service, numbers: Numbers, jobs: int) -> None:
-    """All are added, by four connections at most as fast as they are answered, and seen ready.
-
-    They are asked for one after the other, seldom: a poll takes a part of the processor that the jobs need.
-    """
-    taken = numbers.take(jobs)
-    await each_in_turn(running.url, 4, taken, job, "/addJob/test/lab/")
-    async with Connection(running.url) as connection:
-        for number in taken:
-            while not await connection.is_ready(f"{number}.txt"):
-                await asyncio.sleep(LOOK_EVERY_S)
