@@ -157,10 +157,9 @@ class Engine:
 
     async def attach(self, name: str, *, stdin: bool = False, output: bool = False) -> Attached:
         with ours():
-            stream = self._docker.containers.container(name).attach(stdin=stdin, stdout=output, stderr=output)
-            attached = Attached(stream)
+            attached = Attached.to(self._docker, name, stdin=stdin, output=output)
             try:
-                await stream.__aenter__()
+                await attached.open()
             except BaseException:
                 await attached.close()
                 raise

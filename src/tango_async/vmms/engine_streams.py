@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from typing import Self
 
+import aiodocker
 import aiohttp
 from aiodocker.stream import Stream
+from yarl import URL
 
 from ..errors import MachineLost
 
@@ -17,6 +20,21 @@ class Attached:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._first = b""
+
+    @classmethod
+    def to(cls, docker: aiodocker.Docker, name: str, *, stdin: bool, output: bool) -> Self:
+        """One that is still to be opened. aiodocker's own asks the engine first whether there is a terminal."""
+        url = URL(f"containers/{name}/attach").with_query(
+            stream=1, stdin=int(stdin), stdout=int(output), stderr=int(output)
+        )
+
+        async def setup() -> tuple[URL, bytes | None, bool]:
+            return url, None, False
+
+        return cls(Stream(docker, setup))
+
+    async def open(self) -> None:
+        await self._stream.__aenter__()
 
     async def write(self, data: bytes) -> None:
         """Waits while the engine does not take more. Raises MachineLost when it takes none any more."""
