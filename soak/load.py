@@ -17,7 +17,8 @@ from typing import Any
 
 import aiohttp
 from jobs import POISON, Kind, draw, fault, makefile
-from stage import IMAGE, KEY, Stage
+from settings import IMAGE, KEY
+from stage import Stage
 
 TRIES = 4
 CLIENT_S = 30.0

@@ -2,9 +2,9 @@
 """The soak: the whole service under load while its processes are killed, and a table of what became of every job.
 
     soak/main.py [--seconds 300] [--jobs N] [--seed N] [--vmms localSandbox|localDocker|distDocker]
-                 [--kills-per-minute 20] [--keep]
+                 [--dispatchers N] [--store local] [--kills-per-minute 20] [--keep]
 
-Needs root, bubblewrap or Docker, and a Redis-protocol server. Everything runs on this machine, in a
+Needs root, what the back-end and the store need, and a Redis-protocol server. Everything runs on this machine, in a
 mount namespace of its own and below one directory, which is removed at the end unless something was
 wrong. The same seed gives the same jobs and the same torments. Exits 1 if a promise was broken, and 3 if
 this machine lacks something.
@@ -25,15 +25,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "soak")]
 
 import strays  # noqa: E402
+from backends import BACKENDS  # noqa: E402
 from load import Load  # noqa: E402
-from plan import OF_VMMS, plan  # noqa: E402
+from plan import plan  # noqa: E402
 from recovery import Recovery  # noqa: E402
-from stage import PREFIX, STRAY_AGE_S, Stage  # noqa: E402
+from settings import PREFIX, STRAY_AGE_S  # noqa: E402
+from stage import Stage  # noqa: E402
+from stores import KINDS  # noqa: E402
 from tormentor import Tormentor  # noqa: E402
 from verdict import Evidence, rows, table  # noqa: E402
 
-from support.engine import PrivateEngine  # noqa: E402
-from support.netns import RemoteEngine  # noqa: E402
 from support.redis_server import server_programs  # noqa: E402
 
 INSIDE = "SOAK_INSIDE"
@@ -48,7 +49,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300.0, help="how long jobs come and processes die")
     parser.add_argument("--jobs", type=int, help="how many jobs (default: two a second)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--vmms", choices=list(OF_VMMS), default="localSandbox")
+    parser.add_argument("--vmms", choices=list(BACKENDS), default="localSandbox")
+    parser.add_argument("--dispatchers", type=int, help="how many (default: what is usual with the back-end)")
+    parser.add_argument("--store", choices=KINDS, help="where files lie (default: what is usual with the back-end)")
     parser.add_argument("--kills-per-minute", type=float, default=20.0, help="and as many other torments")
     parser.add_argument("--keep", action="store_true", help="keep logs and files")
     return parser.parse_args()
@@ -57,26 +60,24 @@ def arguments() -> argparse.Namespace:
 def missing(vmms: str) -> str:
     """What this machine lacks; empty if nothing."""
     if os.geteuid() != 0:
-        return "root, for the small disk and the engine"
-    programs = ["unshare", "setpriv", "mount"] + (["bwrap"] if vmms == "localSandbox" else ["runc", "docker"])
-    absent = [p for p in programs if shutil.which(p) is None]
+        return "root, for mounts and engines"
+    absent = [p for p in ("unshare", "setpriv", "mount") if shutil.which(p) is None]
     if not server_programs():
         absent.append("redis-server")
-    engine = {"localDocker": PrivateEngine, "distDocker": RemoteEngine}.get(vmms)
-    if engine is not None and engine.missing():
-        absent.append(engine.missing())
-    return ", ".join(absent)
+    return ", ".join(absent + BACKENDS[vmms].missing())
 
 
 async def soak(given: argparse.Namespace, directory: Path) -> bool:
     jobs = given.jobs or round(given.seconds * 2)
-    torments = plan(given.seed, given.seconds, given.kills_per_minute, given.vmms)
+    backend = BACKENDS[given.vmms]
+    store, dispatchers = given.store or backend.store, given.dispatchers or backend.dispatchers
+    stage = Stage(directory, given.vmms, store, dispatchers, given.seed)
+    torments = plan(given.seed, given.seconds, given.kills_per_minute, stage.wishes)
     print(
-        f"soak: {given.vmms}, seed {given.seed}, {jobs} jobs and {len(torments)} torments in {given.seconds:.0f} s; "
-        f"logs in {directory}",
+        f"soak: {given.vmms}, {dispatchers} dispatchers, {store} store, seed {given.seed}, {jobs} jobs and "
+        f"{len(torments)} torments in {given.seconds:.0f} s; logs in {directory}",
         flush=True,
     )
-    stage = Stage(directory, given.vmms, given.seed)
     began = time.monotonic()
     try:
         await stage.open()

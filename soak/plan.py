@@ -1,9 +1,23 @@
-"""Which torments a soak has, and when: a function of the seed and of nothing else."""
+"""Which torments a soak has, and when: a function of the seed, of what can be drawn, and of nothing else."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Part(Protocol):
+    """What can be tormented."""
+
+    kind: str
+    """As the table names it."""
+
+    async def begin(self, what: str) -> bool:
+        """Does it; False if there was nothing to do it to."""
+
+    async def undo(self, what: str) -> None:
+        """After which the part can work again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,52 +40,48 @@ class Wish:
     longest_s: float
 
 
-BOTH = (0, 1)
-KILLS = [
-    *(Wish(3, "kill", f"http-{i}", 3) for i in BOTH),
-    *(Wish(5, "kill", f"dispatcher-{i}", 4) for i in BOTH),
-    Wish(3, "kill", "redis", 3),
-    Wish(1, "destroy", "machine", 0),
-]
-ENGINE_KILLS = [Wish(3, "kill", "engine-0", 2)]
-OTHERS = [
-    *(Wish(2, "pause", f"http-{i}", 5) for i in BOTH),
-    *(Wish(3, "pause", f"dispatcher-{i}", 8) for i in BOTH),
-    Wish(2, "pause", "redis", 4),
-    *(Wish(2, "cut", f"http-{i}-clients", 0) for i in BOTH),
-    *(Wish(1, "hold", f"http-{i}-clients", 4) for i in BOTH),
-    *(Wish(1, "cut", f"http-{i}-redis", 0) for i in BOTH),
-    *(Wish(1, "hold", f"http-{i}-redis", 4) for i in BOTH),
-    *(Wish(2, "cut", f"dispatcher-{i}-redis", 0) for i in BOTH),
-    *(Wish(2, "hold", f"dispatcher-{i}-redis", 8) for i in BOTH),
-    Wish(3, "fill", "disk", 5),
-]
-ENGINE_OTHERS = [Wish(2, "pause", "engine-0", 6)]
-ENGINES = 3
-SEVERAL_KILLS = [Wish(1, "kill", f"engine-{i}", 2) for i in range(ENGINES)]
-SEVERAL_OTHERS = [
-    *(Wish(1, "pause", f"engine-{i}", 6) for i in range(ENGINES)),
-    *(Wish(6, "part", f"engine-{i}", 20) for i in range(ENGINES)),
-]
-"""What takes more than the link's silence breaks connections, and what takes less is mended by TCP."""
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """Of each of the two, as many are drawn."""
 
-OF_VMMS: dict[str, tuple[list[Wish], list[Wish]]] = {
-    "localSandbox": ([], []),
-    "localDocker": (ENGINE_KILLS, ENGINE_OTHERS),
-    "distDocker": (SEVERAL_KILLS, SEVERAL_OTHERS),
-}
-"""Kills and others."""
+    kills: list[Wish] = field(default_factory=list)
+    others: list[Wish] = field(default_factory=list)
+
+    def __add__(self, more: Wishes) -> Wishes:
+        return Wishes(self.kills + more.kills, self.others + more.others)
+
+
+def of_services(servers: range, dispatchers: range) -> Wishes:
+    """What the processes of the service go through, wherever they run jobs and keep files."""
+    kills = [
+        *(Wish(3, "kill", f"http-{i}", 3) for i in servers),
+        *(Wish(5, "kill", f"dispatcher-{i}", 4) for i in dispatchers),
+        Wish(3, "kill", "redis", 3),
+        Wish(1, "destroy", "machine", 0),
+    ]
+    others = [
+        *(Wish(2, "pause", f"http-{i}", 5) for i in servers),
+        *(Wish(3, "pause", f"dispatcher-{i}", 8) for i in dispatchers),
+        Wish(2, "pause", "redis", 4),
+        *(Wish(2, "cut", f"http-{i}-clients", 0) for i in servers),
+        *(Wish(1, "hold", f"http-{i}-clients", 4) for i in servers),
+        *(Wish(1, "cut", f"http-{i}-redis", 0) for i in servers),
+        *(Wish(1, "hold", f"http-{i}-redis", 4) for i in servers),
+        *(Wish(2, "cut", f"dispatcher-{i}-redis", 0) for i in dispatchers),
+        *(Wish(2, "hold", f"dispatcher-{i}-redis", 8) for i in dispatchers),
+    ]
+    return Wishes(kills, others)
+
 
 APART_S = 0.5
 """Between two torments of one part."""
 
 
-def plan(seed: int, seconds: float, kills_per_minute: float, vmms: str) -> list[Torment]:
+def plan(seed: int, seconds: float, kills_per_minute: float, wishes: Wishes) -> list[Torment]:
     """Kills at that rate, and as many other torments."""
     chance = random.Random(f"torments {seed}")
-    kills, others = OF_VMMS[vmms]
-    found = _draw(chance, KILLS + kills, seconds, kills_per_minute)
-    found += _draw(chance, OTHERS + others, seconds, kills_per_minute)
+    found = _draw(chance, wishes.kills, seconds, kills_per_minute)
+    found += _draw(chance, wishes.others, seconds, kills_per_minute)
     free_at: dict[str, float] = {}
     kept = []
     for torment in sorted(found, key=lambda t: t.at_s):

@@ -15,7 +15,7 @@ RESTART_S = 0.3
 
 
 class Program:
-    """A command under a keeper. Nothing but `kill` and `stop` keeps it from running.
+    """A command under a keeper. Nothing but a kill that is planned and `stop` keeps it from running.
 
     `ready` looks at the log of the present life and answers whether the process works.
     """
@@ -27,14 +27,17 @@ class Program:
         environment: dict[str, str],
         logs: Path,
         ready: Callable[[str], Awaitable[bool]],
+        directory: Path = Path("/"),
     ) -> None:
         self.name = name
+        self.kind = name.partition("-")[0].replace("http", "server")
         # A process of the stage ends with the soak, however that ends.
         self._command = ["setpriv", "--pdeathsig", "KILL", *command]
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         self._environment = {**kept, "HOME": "/nonexistent", **environment}
         self._logs = logs
         self._ready = ready
+        self._directory = directory
         self._allowed = asyncio.Event()
         self._allowed.set()
         self._popen: subprocess.Popen[bytes] | None = None
@@ -64,7 +67,12 @@ class Program:
             self.lives += 1
             with self.log.open("wb") as log:
                 self._popen = subprocess.Popen(
-                    self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/"
+                    self._command,
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self._directory,
                 )
             await self._watch(self._popen)
             self.is_ready.clear()
@@ -85,14 +93,19 @@ class Program:
         except TimeoutError as e:
             raise RuntimeError(f"{self.name} is not ready: {self.log.read_text(errors='replace')[-2000:]}") from e
 
-    def kill(self) -> bool:
-        """kill -9, and not started again until `allow`. False if it was not running."""
-        self._allowed.clear()
-        self.is_ready.clear()
-        return self.send(signal.SIGKILL)
+    async def begin(self, what: str) -> bool:
+        """Kills it, and does not start it again before `undo`, or pauses it. False if it was not running."""
+        if what == "kill":
+            self._allowed.clear()
+            self.is_ready.clear()
+            return self.send(signal.SIGKILL)
+        return self.send(signal.SIGSTOP)
 
-    def allow(self) -> None:
-        self._allowed.set()
+    async def undo(self, what: str) -> None:
+        if what == "kill":
+            self._allowed.set()
+        else:
+            self.send(signal.SIGCONT)
 
     def send(self, sig: signal.Signals) -> bool:
         pid = self.pid

@@ -13,6 +13,8 @@ Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
 class Proxy:
     """Listens on a port of its own, which stays the same whatever happens behind it."""
 
+    kind = "connections"
+
     def __init__(self, dial: Dial) -> None:
         self._dial = dial
         self._flowing = asyncio.Event()
@@ -45,6 +47,14 @@ class Proxy:
 
     def release(self) -> None:
         self._flowing.set()
+
+    async def begin(self, what: str) -> bool:
+        """Cuts or holds."""
+        (self.cut if what == "cut" else self.hold)()
+        return True
+
+    async def undo(self, what: str) -> None:
+        self.release()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._carry(reader, writer))

@@ -10,12 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgpack
-from plan import ENGINES
 from program import Program
 from redis.exceptions import RedisError
-from stage import PREFIX, Stage
+from settings import PREFIX
+from stage import NEEDS_FILES, NEEDS_REDIS, Stage
 
-ENGINE_PARTS = [f"engine-{i}" for i in range(ENGINES)]
+Works = Callable[[float], Awaitable[bool]]
+"""Told when its part was back, by the monotonic clock."""
 
 LONGEST_S = 60.0
 LOOK_S = 0.05
@@ -39,9 +40,9 @@ class Recovery:
         self._away.discard(part)
         self._back[part] = time.monotonic()
 
-    def watch(self, part: str, works: Callable[[], Awaitable[bool]]) -> None:
+    def watch(self, part: str, kind: str, works: Works) -> None:
         """Begins when the part is told to be back."""
-        task = asyncio.create_task(self._watch(part, works))
+        task = asyncio.create_task(self._watch(part, kind, works))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -50,13 +51,12 @@ class Recovery:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=LONGEST_S)
 
-    async def _watch(self, part: str, works: Callable[[], Awaitable[bool]]) -> None:
-        kind = part.partition("-")[0].replace("http", "server")
-        end = time.monotonic() + LONGEST_S
+    async def _watch(self, part: str, kind: str, works: Works) -> None:
+        back, end = time.monotonic(), time.monotonic() + LONGEST_S
         while time.monotonic() < end:
             if part in self._away:
                 return  # it was killed again; that torment has a watch of its own
-            if await works():
+            if await works(back):
                 now = time.monotonic()
                 self.took[kind].append(now - max((self._back.get(p, 0.0) for p in self._stands_on(part)), default=now))
                 return
@@ -64,18 +64,34 @@ class Recovery:
         self.never.append(part)
 
     def _stands_on(self, part: str) -> list[str]:
+        to_servers = [f"{server.name}{what}" for server in self._stage.servers for what in ("", "-redis", "-clients")]
         if part == "redis":
-            return ["redis", *(f"http-{i}{what}" for i in (0, 1) for what in ("", "-redis", "-clients"))]
-        # An upkeep that finds the disk full, and an engine that is away, hold up a dispatcher's start.
-        return [part, "redis", *ENGINE_PARTS, "disk", f"{part}-redis", f"{part}-clients"]
+            return ["redis", *to_servers]
+        # An upkeep that finds the store away, and an engine that is away, hold up a dispatcher's start.
+        whole = [part, "redis", *self._stage.backend.parts, *(p.name for p in self._stage.store.programs)]
+        whole += [*self._stage.store.parts, f"{part}-redis", f"{part}-clients"]
+        return whole + (to_servers if part in self._store_parts else [])
 
     # -- what works means ----------------------------------------------------------------------------
 
-    async def server_works(self, number: int) -> bool:
-        return await self._stage.answers(number)
+    @property
+    def _store_parts(self) -> set[str]:
+        return {*self._stage.store.parts, *(p.name for p in self._stage.store.programs)}
 
-    async def redis_works(self) -> bool:
-        return all(await asyncio.gather(*(self._stage.answers(i) for i in (0, 1))))
+    async def how_it_works(self, part: str) -> Works:
+        """Asked before the part is taken away."""
+        for number, server in enumerate(self._stage.servers):
+            if part == server.name:
+                return lambda _: self._stage.answers(number, NEEDS_REDIS)
+        for dispatcher in self._stage.dispatchers:
+            if part == dispatcher.name:
+                before = await self.instance_of(dispatcher)
+                return lambda _: self.dispatcher_works(dispatcher, before)
+        if part == "redis":
+            return lambda _: self._stage.all_answer(NEEDS_REDIS)
+        if part in self._store_parts:
+            return lambda _: self._stage.all_answer(NEEDS_FILES)
+        return self.backend_works
 
     async def instance_of(self, dispatcher: Program) -> str | None:
         """What a living dispatcher calls itself, by the place that its process has locked."""
@@ -103,8 +119,8 @@ class Recovery:
     async def dispatcher_works(self, dispatcher: Program, before: str | None) -> bool:
         return dispatcher.is_ready.is_set() and await self.holds_nothing(before)
 
-    async def engine_works(self, since: float) -> bool:
-        """Whether both dispatchers have said since then that their engine is well."""
+    async def backend_works(self, since: float) -> bool:
+        """Whether all dispatchers have said since then that what runs their machines is well."""
         redis = self._stage.witness
         with suppress(OSError, RedisError, TimeoutError):
             async with asyncio.timeout(1.0):
@@ -115,5 +131,5 @@ class Recovery:
             fresh = [name for name, at in beats.items() if int(at) > since_ms]
             records = [msgpack.unpackb(said[name]) for name in fresh]
             well = [r["healthy"] and all(engine["healthy"] for engine in r["engines"]) for r in records]
-            return len(fresh) >= 2 and all(well)
+            return len(fresh) >= len(self._stage.dispatchers) and all(well)
         return False

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
-from stage import PREFIX, Stage
+from settings import PREFIX
+from stage import Stage
 
 EXPIRING = ("same:", "claim:", "offers:", "control:", "live:", "lane:", "upkeep")
 """Keys that are bounded by their expiry, which is then required."""
@@ -51,47 +52,30 @@ async def keys(stage: Stage) -> list[str]:
 
 async def files(stage: Stage) -> list[str]:
     """Files of the store that belong to no job."""
-    own = stage.labs / ".tango"
-    found = [f"{p.relative_to(stage.labs)}" for name in ("tmp", "pins") for p in (own / name).iterdir()]
     refs = set()
     for job in await stage.witness.zrange(f"{PREFIX}dead", 0, -1):
         refs.add((await stage.witness.hget(f"{PREFIX}job:{int(job)}", "output") or b"").decode())
-    found += [f"{p.relative_to(stage.labs)}" for p in (own / "outputs").iterdir() if p.name not in refs]
-    found += [f"no file {ref}" for ref in refs if ref and not (own / "outputs" / ref).exists()]
-    return found
+    return await stage.store.strays(refs - {""})
 
 
 def machines(stage: Stage) -> list[str]:
-    """Sandboxes, containers and their outputs, control groups and processes of jobs."""
-    found = [f"{p.relative_to(stage.state)}" for kind in KEPT for p in stage.state.glob(f"*/{kind}/*")]
-    found += [f"container {name[:12]}" for engine in stage.engines for name in engine.containers()]
-    installs = [p.read_text().strip() for p in stage.state.glob("*/install")]
+    """What the back-end has left, outputs on their way, control groups and the processes beside machines."""
+    found = [f"{p.relative_to(stage.state)}" for kind in KEPT for p in stage.state.glob(f"*/*/{kind}/*")]
+    installs = [p.read_text().strip() for p in stage.state.glob("*/*/install")]
     for path, folders, _ in os.walk("/sys/fs/cgroup"):
         found += [f"{path}/{f}" for f in folders if any(f.startswith(f"tango-{i}-") for i in installs)]
-    return found + [f"process {pid}: {command}" for pid, command in _processes(stage)]
+    return [*stage.backend.strays(), *found, *_keepers(stage)]
 
 
-def _processes(stage: Stage) -> list[tuple[int, str]]:
-    """Those of the jobs' own uid, and keepers of machines in the stage's directory."""
+def _keepers(stage: Stage) -> list[str]:
     found = []
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            ours = 0 <= process.stat().st_uid - stage.uid < 128 or (
-                any(name in command for name in KEEPERS) and str(stage.state) in command
-            )
-        except OSError:
-            continue
-        if ours and command:
-            found.append((int(process.name), command[:100]))
+            if any(name in command for name in KEEPERS) and str(stage.state) in command:
+                found.append(f"process {process.name}: {command[:100]}")
     return found
 
 
 async def all_of(stage: Stage) -> dict[str, list[str]]:
     return {"keys": await keys(stage), "files": await files(stage), "machines": machines(stage)}
-
-
-def numbers(found: dict[str, list[str]]) -> Counter[str]:
-    return Counter({kind: len(strays) for kind, strays in found.items()})

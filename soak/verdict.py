@@ -12,7 +12,8 @@ from count import Runs, ends
 from jobs import RUN
 from load import Load, Submission
 from recovery import Recovery
-from stage import MIN_AGE_S, PREFIX, Stage
+from settings import MIN_AGE_S, PREFIX
+from stage import Stage
 from tormentor import Tormentor
 
 SHOWN = 8
@@ -58,8 +59,7 @@ def rows(seen: Evidence) -> list[Row]:
 def _torments(seen: Evidence) -> list[Row]:
     done = seen.tormentor.done
     kills = sum(n for what, n in done.items() if what.startswith(("kill", "destroy")))
-    programs = [seen.stage.redis, *seen.stage.servers, *seen.stage.dispatchers]
-    by_themselves = {p.name: p.ended_by_itself for p in programs if p.ended_by_itself}
+    by_themselves = {p.name: p.ended_by_itself for p in seen.stage.programs if p.ended_by_itself}
     return [
         Row("kills", f"{kills}"),
         Row("torments", ", ".join(f"{what} {n}" for what, n in sorted(done.items())) or "none"),
@@ -131,7 +131,7 @@ def _engine_died(seen: Evidence, its: Runs) -> bool:
     """
     names = sorted(its.began, key=lambda name: its.began[name])
     return all(
-        any(died <= its.began[after] and back >= its.began[before] for died, back in seen.tormentor.engine_away)
+        any(died <= its.began[after] and back >= its.began[before] for died, back in seen.stage.backend.away)
         for before, after in pairwise(names)
     )
 

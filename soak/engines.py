@@ -1,0 +1,167 @@
+"""Jobs in containers: of one engine beside the dispatchers, or of several behind links that can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from count import Starts
+from plan import Part, Wish, Wishes
+
+from support.engine import PrivateEngine
+from support.netns import Certificates, RemoteEngine
+
+BUILDER = Path(__file__).resolve().parents[1] / "deploy/images/grading_image.py"
+HOSTS = 3
+HOST = """
+[[docker.hosts]]
+name = "n{number}"
+url = "{url}"
+slots = 2
+ca = "{ca}"
+cert = "{cert}"
+key = "{key}"
+"""
+
+
+class EnginePart:
+    """One engine, as it is tormented."""
+
+    kind = "engine"
+
+    def __init__(self, engine: PrivateEngine, away: list[tuple[float, float]]) -> None:
+        self._engine = engine
+        self._away = away
+        self._killed_at = 0.0
+
+    async def begin(self, what: str) -> bool:
+        match what:
+            case "kill":
+                self._killed_at = time.time()
+                await asyncio.to_thread(self._engine.kill)
+            case "pause":
+                self._engine.send(signal.SIGSTOP)
+            case _:
+                await asyncio.to_thread(self._remote.cut)
+        return True
+
+    async def undo(self, what: str) -> None:
+        match what:
+            case "kill":
+                await asyncio.to_thread(self._engine.start)
+                self._away.append((self._killed_at, time.time()))
+            case "pause":
+                self._engine.send(signal.SIGCONT)
+            case _:
+                await asyncio.to_thread(self._remote.heal)
+
+    @property
+    def _remote(self) -> RemoteEngine:
+        assert isinstance(self._engine, RemoteEngine)
+        return self._engine
+
+
+class Dockers:
+    """A Backend but for which engines there are, and how the service is told of them."""
+
+    def __init__(self, directory: Path, state: Path, starts: Starts) -> None:
+        self._directory = directory
+        self._starts = starts
+        self._engines: list[PrivateEngine] = []
+        self.away: list[tuple[float, float]] = []
+        self.parts: Mapping[str, Part] = {}
+
+    @staticmethod
+    def _missing(engine: Callable[[], str]) -> list[str]:
+        absent = [program for program in ("runc", "docker") if shutil.which(program) is None]
+        return absent + ([engine()] if engine() else [])
+
+    async def _start(self, engine: PrivateEngine) -> None:
+        """With the image, and the runtime that shows jobs the starts."""
+        self._engines.append(engine)
+        runtimes = {"runtimes": {"soak": {"path": str(self._starts.runtime)}}}
+        (engine.directory / "daemon.json").write_text(json.dumps(runtimes))
+        engine.start()
+        environment = os.environ | {"DOCKER_HOST": engine.host}
+        subprocess.run([sys.executable, str(BUILDER)], check=True, env=environment, stdout=subprocess.DEVNULL)
+        self.parts = {f"engine-{i}": EnginePart(engine, self.away) for i, engine in enumerate(self._engines)}
+
+    async def _remove(self, number: int, container: str) -> bool:
+        engine = self._engines[number]
+        if not await asyncio.to_thread(engine.answers):
+            return False
+        await asyncio.to_thread(engine.remove, container)
+        return True
+
+    def strays(self) -> list[str]:
+        return [f"container {name[:12]}" for engine in self._engines for name in engine.containers()]
+
+    async def close(self) -> None:
+        for engine in self._engines:
+            await asyncio.to_thread(engine.stop)
+
+
+class LocalDocker(Dockers):
+    dispatchers: ClassVar = 2
+    store: ClassVar = "local"
+    wishes: ClassVar = Wishes([Wish(3, "kill", "engine-0", 2)], [Wish(2, "pause", "engine-0", 6)])
+
+    @staticmethod
+    def missing() -> list[str]:
+        return Dockers._missing(PrivateEngine.missing)
+
+    async def open(self) -> None:
+        await self._start(PrivateEngine())
+
+    def environment(self) -> dict[str, str]:
+        return {"DOCKER_HOST": self._engines[0].host, "TANGO_DOCKER_RUNTIME": "soak"}
+
+    async def destroy(self, machine: str) -> bool:
+        return await self._remove(0, machine)
+
+
+class SeveralDockers(Dockers):
+    """What takes more than the link's silence breaks connections, and what takes less is mended by TCP."""
+
+    dispatchers: ClassVar = 3
+    store: ClassVar = "local"
+    wishes: ClassVar = Wishes(
+        [Wish(1, "kill", f"engine-{i}", 2) for i in range(HOSTS)],
+        [
+            *(Wish(1, "pause", f"engine-{i}", 6) for i in range(HOSTS)),
+            *(Wish(6, "cut off", f"engine-{i}", 20) for i in range(HOSTS)),
+        ],
+    )
+
+    @staticmethod
+    def missing() -> list[str]:
+        return Dockers._missing(RemoteEngine.missing)
+
+    async def open(self) -> None:
+        tls = Certificates(self._directory / "tls")
+        text = ""
+        for number in range(HOSTS):
+            engine = RemoteEngine(tls)
+            await self._start(engine)
+            text += HOST.format(number=number, url=engine.url, ca=tls.ca, cert=tls.cert, key=tls.key)
+        self._config.write_text(text)
+
+    @property
+    def _config(self) -> Path:
+        return self._directory / "tango.toml"
+
+    def environment(self) -> dict[str, str]:
+        return {"TANGO_CONFIG": str(self._config), "TANGO_DOCKER_RUNTIME": "soak"}
+
+    async def destroy(self, machine: str) -> bool:
+        host, _, container = machine.rpartition("/")
+        return await self._remove(int(host.removeprefix("n")), container)
