@@ -133,7 +133,7 @@ class SeveralDockers(Dockers):
     """What takes more than the link's silence breaks connections, and what takes less is mended by TCP."""
 
     dispatchers: ClassVar = 3
-    store: ClassVar = "local"
+    store: ClassVar = "s3"
     wishes: ClassVar = Wishes(
         [Wish(1, "kill", f"engine-{i}", 2) for i in range(HOSTS)],
         [

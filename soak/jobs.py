@@ -7,6 +7,7 @@ feedback is matched with the run that wrote it, without a word of the service's 
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class Kind:
     timeout_s: int
     says: tuple[bytes, ...]
     finishes: bool = True
+    files: tuple[tuple[str, bytes], ...] = ()
+    """Its inputs beside the Makefile, by name."""
 
 
 def _ticks(number: int) -> str:
@@ -50,6 +53,8 @@ def _ticks(number: int) -> str:
 
 
 LONG_TICKS = (4, 8, 14)
+BIG = random.Random(0).randbytes(6 * 1024**2)
+"""Comes to a bucket in more than one part."""
 
 KINDS = [
     Kind("short", 44, "@echo hello", 20, (RETURNED, b"status 0\n", b"hello\nover\n")),
@@ -72,6 +77,11 @@ KINDS = [
     ),
     Kind(
         "filler", 3, "@dd if=/dev/zero of=big bs=1M count=200 2>/dev/null || echo full", 20, (RETURNED, b"full\nover\n")
+    ),
+    Kind(
+        *("big", 2, "@md5sum <big | cut -c 1-32", 20),
+        (RETURNED, hashlib.md5(BIG).hexdigest().encode() + b"\nover\n"),
+        files=(("big", BIG),),
     ),
     Kind("replaced", 5, "@echo as added", 20, (RETURNED, b"as added\nover\n")),
     Kind("cancelled", 3, _ticks(14), 30, (), finishes=False),

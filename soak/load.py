@@ -133,7 +133,7 @@ class Load:
         if not await self._submit(submission):
             return
         if submission.kind.name == "replaced":
-            await self._insist(lambda: self._upload(submission, POISON))
+            await self._insist(lambda: self._upload(submission, f"{submission.token}.mk", POISON))
         if submission.kind.name == "cancelled":
             await asyncio.sleep(random.Random(submission.token).uniform(0, 3))
             await self._insist(lambda: self._cancel(submission))
@@ -144,8 +144,10 @@ class Load:
             await self._poll(submission)
 
     async def _submit(self, submission: Submission) -> bool:
-        if not await self._insist(lambda: self._upload(submission, makefile(submission.kind, submission.token))):
-            return False
+        own = (f"{submission.token}.mk", makefile(submission.kind, submission.token))
+        for file in (own, *submission.kind.files):
+            if not await self._insist(lambda file=file: self._upload(submission, *file)):  # type: ignore[misc]
+                return False
         accepted = await self._insist(lambda: self._add(submission))
         # The inputs of a repeat are those of the first, or it would be another job.
         if accepted and submission.repeated and submission.kind.name != "replaced":
@@ -167,17 +169,19 @@ class Load:
             await asyncio.sleep(self._chance.uniform(0.3, 1.0))
         return False
 
-    async def _upload(self, submission: Submission, body: bytes) -> None:
+    async def _upload(self, submission: Submission, name: str, body: bytes) -> None:
         await self._json("GET", f"/open/{KEY}/{submission.lab}/")
-        headers = {"Filename": f"{submission.token}.mk"}
-        await self._json("POST", f"/upload/{KEY}/{submission.lab}/", data=body, headers=headers)
+        await self._json("POST", f"/upload/{KEY}/{submission.lab}/", data=body, headers={"Filename": name})
 
     async def _add(self, submission: Submission) -> None:
         receiver = self._stage.receiver
         body = json.dumps(
             {
                 "image": IMAGE,
-                "files": [{"localFile": f"{submission.token}.mk", "destFile": "Makefile"}],
+                "files": [
+                    {"localFile": f"{submission.token}.mk", "destFile": "Makefile"},
+                    *({"localFile": name, "destFile": name} for name, _ in submission.kind.files),
+                ],
                 "output_file": submission.output,
                 "timeout": submission.kind.timeout_s,
                 "max_kb": 0,

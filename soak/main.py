@@ -2,7 +2,7 @@
 """The soak: the whole service under load while its processes are killed, and a table of what became of every job.
 
     soak/main.py [--seconds 300] [--jobs N] [--seed N] [--vmms localSandbox|localDocker|distDocker]
-                 [--dispatchers N] [--store local] [--kills-per-minute 20] [--keep]
+                 [--dispatchers N] [--store local|s3|seaweedfs|moto] [--kills-per-minute 20] [--keep]
 
 Needs root, what the back-end and the store need, and a Redis-protocol server. Everything runs on this machine, in a
 mount namespace of its own and below one directory, which is removed at the end unless something was
@@ -29,9 +29,9 @@ from backends import BACKENDS  # noqa: E402
 from load import Load  # noqa: E402
 from plan import plan  # noqa: E402
 from recovery import Recovery  # noqa: E402
-from settings import PREFIX, STRAY_AGE_S  # noqa: E402
+from settings import PREFIX  # noqa: E402
 from stage import Stage  # noqa: E402
-from stores import KINDS  # noqa: E402
+from stores import KINDS, resolve  # noqa: E402
 from tormentor import Tormentor  # noqa: E402
 from verdict import Evidence, rows, table  # noqa: E402
 
@@ -40,7 +40,6 @@ from support.redis_server import server_programs  # noqa: E402
 INSIDE = "SOAK_INSIDE"
 DISK = Path("/var/tmp")
 DRAIN_S = 120.0
-SETTLE_S = STRAY_AGE_S + 20.0
 LACKING = 3
 
 
@@ -57,20 +56,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def missing(vmms: str) -> str:
+def missing(vmms: str, store: str) -> str:
     """What this machine lacks; empty if nothing."""
     if os.geteuid() != 0:
         return "root, for mounts and engines"
     absent = [p for p in ("unshare", "setpriv", "mount") if shutil.which(p) is None]
     if not server_programs():
         absent.append("redis-server")
+    if not resolve(store):
+        absent.append(f"a server for the store: {store}")
     return ", ".join(absent + BACKENDS[vmms].missing())
 
 
 async def soak(given: argparse.Namespace, directory: Path) -> bool:
     jobs = given.jobs or round(given.seconds * 2)
     backend = BACKENDS[given.vmms]
-    store, dispatchers = given.store or backend.store, given.dispatchers or backend.dispatchers
+    store, dispatchers = resolve(given.store or backend.store), given.dispatchers or backend.dispatchers
     stage = Stage(directory, given.vmms, store, dispatchers, given.seed)
     torments = plan(given.seed, given.seconds, given.kills_per_minute, stage.wishes)
     print(
@@ -112,7 +113,7 @@ async def _delivered(stage: Stage, load: Load) -> None:
 
 async def _settled(stage: Stage) -> dict[str, list[str]]:
     """What is left when everything has had its time to go."""
-    end = time.monotonic() + SETTLE_S
+    end = time.monotonic() + stage.store.settle_s
     while any((found := await strays.all_of(stage)).values()) and time.monotonic() < end:
         await asyncio.sleep(1.0)
     return found
@@ -120,7 +121,7 @@ async def _settled(stage: Stage) -> dict[str, list[str]]:
 
 def main() -> int:
     given = arguments()
-    lacking = missing(given.vmms)
+    lacking = missing(given.vmms, given.store or BACKENDS[given.vmms].store)
     if lacking:
         print(f"soak: this machine lacks {lacking}", file=sys.stderr)
         return LACKING

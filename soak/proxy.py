@@ -13,9 +13,8 @@ Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
 class Proxy:
     """Listens on a port of its own, which stays the same whatever happens behind it."""
 
-    kind = "connections"
-
-    def __init__(self, dial: Dial) -> None:
+    def __init__(self, dial: Dial, kind: str = "connections") -> None:
+        self.kind = kind
         self._dial = dial
         self._flowing = asyncio.Event()
         self._flowing.set()

@@ -40,14 +40,14 @@ class Stage:
         self.starts = Starts(directory)
         self.receiver = Receiver(seed)
         self.backend = BACKENDS[vmms](directory, self.state, self.starts)
-        self.store = make_store(store, directory)
+        self._servers = [f"http-{i}" for i in range(SERVERS)]
+        self._dispatchers = [f"dispatcher-{i}" for i in range(dispatchers)]
+        self.store = make_store(store, directory, [*self._servers, *self._dispatchers])
         self._vmms = vmms
         self._redis_socket = directory / "redis/socket"
         self.witness = Redis.from_url(f"unix://{self._redis_socket}", protocol=3)
         """Asks Redis without a proxy between; its errors are the asker's."""
         self.redis = self._make_redis()
-        self._servers = [f"http-{i}" for i in range(SERVERS)]
-        self._dispatchers = [f"dispatcher-{i}" for i in range(dispatchers)]
         self.servers: list[Program] = []
         self.dispatchers: list[Program] = []
         self._to_servers = [Proxy(lambda i=i: self._dial_server(i)) for i in range(SERVERS)]  # type: ignore[misc]
@@ -112,7 +112,7 @@ class Stage:
         await self.receiver.open()
         for proxy in self._proxies:
             await proxy.open()
-        await self.store.open([*self._servers, *self._dispatchers])
+        await self.store.open()
         await self.backend.open()
         self.redis.keep()
         await self.redis.until_ready()
@@ -128,6 +128,7 @@ class Stage:
         own = {
             "TANGO_QUEUE_URL": f"redis://127.0.0.1:{self._to_redis[name].port}",
             "TANGO_DISPATCHER_STATE_DIR": str(self.state / self.store.host(name)),
+            "TANGO_DISPATCHER_STRAY_AGE_S": str(self.store.stray_age_s),
         }
         environment = {**common, **own, **self.store.environment(name)}
         return Program(name, [str(SCRIPTS / script)], environment, self.logs, _says_ready)

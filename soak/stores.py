@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
+from bucket import Bucket
 from plan import Part, Wish, Wishes
 from program import Program
 
-DISK_BYTES = 96 * 1024**2
+from support.s3_server import server_kinds
+
+DISK_BYTES = 160 * 1024**2
 
 
 class Store(Protocol):
-    """The files' side of a stage."""
+    """The files' side of a stage. It is made before anything runs, and told the names of servers and dispatchers."""
 
+    stray_age_s: float
+    """The setting: longer than anything that a torment holds up takes to be named in a job."""
+    settle_s: float
+    """So long after the last torment everything that belongs to no job is removed."""
     wishes: Wishes
     """Torments of its own parts."""
     programs: list[Program]
@@ -25,8 +32,8 @@ class Store(Protocol):
     parts: Mapping[str, Part]
     """Name → what its wishes name. One of these that was killed works when every server opens a courselab."""
 
-    async def open(self, hosts: Collection[str]) -> None:
-        """Told the names of all that will use it."""
+    async def open(self) -> None:
+        """Makes what stands before a server starts."""
 
     def host(self, program: str) -> str:
         """The host that a server or a dispatcher runs on: those of one host share its disk."""
@@ -46,7 +53,9 @@ class Store(Protocol):
 class LocalDisk:
     """A small disk that all share, and that gets full."""
 
-    wishes = Wishes(others=[Wish(3, "fill", "disk", 5)])
+    stray_age_s: ClassVar = 15.0
+    settle_s: ClassVar = stray_age_s + 20.0
+    wishes: ClassVar = Wishes(others=[Wish(3, "fill", "disk", 5)])
 
     def __init__(self, directory: Path) -> None:
         self._data = directory / "data"
@@ -54,7 +63,7 @@ class LocalDisk:
         self.programs: list[Program] = []
         self.parts: Mapping[str, Part] = {"disk": SmallDisk(self._labs / "ballast")}
 
-    async def open(self, hosts: Collection[str]) -> None:
+    async def open(self) -> None:
         self._labs.mkdir()
         size = f"size={DISK_BYTES},mode=755"
         subprocess.run(["mount", "-t", "tmpfs", "-o", size, "soak", str(self._labs)], check=True)
@@ -98,10 +107,17 @@ class SmallDisk:
                         file.write(bytes(size))
 
 
-KINDS = ("local",)
+KINDS = ("local", "s3", "seaweedfs", "moto")
+"""s3 is the first of the other two that this machine has."""
 
 
-def make_store(kind: str, directory: Path) -> Store:
-    """Nothing is started yet."""
-    assert kind in KINDS
-    return LocalDisk(directory)
+def resolve(kind: str) -> str:
+    """With `s3` made plain; empty if this machine lacks it."""
+    if kind == "local":
+        return kind
+    return next((one for one in ("seaweedfs", "moto") if kind in ("s3", one) and one in server_kinds()), "")
+
+
+def make_store(kind: str, directory: Path, hosts: Sequence[str]) -> Store:
+    """Of a kind that was resolved. Nothing is started yet."""
+    return LocalDisk(directory) if kind == "local" else Bucket(kind, directory, hosts)

@@ -27,15 +27,15 @@ from contracts.store import (
 )
 from support.s3_proxy import S3Proxy, hang_up, proxy_before, slow_down
 from support.s3_server import ACCESS_KEY, BUCKET, S3Server, make_bucket, raw_client, server_kinds, settings_for
-from tango_async.config import Settings
+from tango_async.config import S3, Settings
 from tango_async.errors import BadName, ConfigError, StoreError, StoreUnavailable
-from tango_async.files import s3_bucket, s3_housekeeping, s3_keys
+from tango_async.files import s3_bucket, s3_keys
 from tango_async.files.s3 import S3Store
 
 __all__ = ["lab"]
 
 PART = 5 << 20
-DAYS_AGO = -2 - s3_housekeeping.UPLOAD_MOST_S
+DAYS_AGO = -2 - S3().unfinished_s
 
 
 @pytest.fixture(scope="module", params=["moto", "seaweedfs"])
@@ -167,6 +167,13 @@ async def test_what_was_on_its_way_for_days_is_swept_and_nothing_younger(store: 
         assert await store.sweep(set(), age_s=-2) == 0
     assert await store.sweep(set(), age_s=DAYS_AGO) == 2
     assert await on_its_way(store) == []
+
+
+async def test_how_long_an_upload_may_be_on_its_way_is_a_setting(server: S3Server) -> None:
+    store = await opened(settings_for(server, uuid4().hex, unfinished_s=1.0))
+    await store._bucket.put("tmp/left")
+    assert await store.sweep(set(), age_s=-4) == 1
+    await store.close()
 
 
 async def test_of_an_upload_that_was_replaced_one_object_stays(store: S3Store, lab: str) -> None:

@@ -47,27 +47,29 @@ class S3Server:
         self.kind = kind
         self.directory = directory
         self._ports = free_ports(10)
-        self.endpoint = f"http://127.0.0.1:{self._ports[0]}"
+        self.port = self._ports[0]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, within_s: float = 40.0) -> None:
         with (self.directory / "s3.log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._command(), cwd=self.directory, stdout=log, stderr=log, env=self._env()
+                self.command(), cwd=self.directory, stdout=log, stderr=log, env=self.environment()
             )
         until = time.monotonic() + within_s
         while time.monotonic() < until and self._process.poll() is None:
-            if self._answers():
+            if self.answers():
                 return
             time.sleep(0.05)
         raise RuntimeError((self.directory / "s3.log").read_text(errors="replace")[-2000:])
 
-    def _env(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "HOME": str(self.directory)}
 
-    def _command(self) -> list[str]:
+    def command(self) -> list[str]:
+        """To be run in `directory`."""
         if self.kind == "moto":
-            return [str(SCRIPTS / "moto_server"), "-H", "127.0.0.1", "-p", str(self._ports[0])]
+            return [str(SCRIPTS / "moto_server"), "-H", "127.0.0.1", "-p", str(self.port)]
         (self.directory / "data").mkdir(exist_ok=True)
         credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
         identity = {"name": "tango", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List"]}
@@ -89,7 +91,7 @@ class S3Server:
             "-master.telemetry=false", "-master.volumeSizeLimitMB=256", "-volume.max=100",
         ]  # fmt: skip
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         try:
             urllib.request.urlopen(self.endpoint, timeout=1).close()
         except urllib.error.HTTPError as e:

@@ -119,6 +119,9 @@ class S3(Group, frozen=True):
     much memory."""
     timeout_s: Seconds = 20.0
     """Longest wait for an answer; what fails is tried four times."""
+    unfinished_s: Seconds = 86_400.0
+    """What an upload that was cut off has left is removed so long, and `dispatcher.stray_age_s`, after it began; longer
+    than any upload takes."""
 
 
 class CourseRetention(Group, frozen=True):

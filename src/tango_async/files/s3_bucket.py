@@ -62,6 +62,7 @@ class Bucket:
         self._client: S3Client
         self._ahead_s = 0.0
         self.part_bytes = settings.s3.part_bytes
+        self.unfinished_s = settings.s3.unfinished_s
 
     async def open(self) -> None:
         """Asks the server for nothing yet. Raises ConfigError."""

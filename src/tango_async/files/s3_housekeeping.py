@@ -15,9 +15,6 @@ from . import s3_keys as keys
 from .base import Removed
 from .s3_bucket import Bucket, each
 
-UPLOAD_MOST_S = 86_400.0
-"""An object sent in parts is as old as its beginning, and so what is on its way in is left alone for so much longer."""
-
 
 class Version(NamedTuple):
     """One object of an upload. The greatest of one name stands; others are left of an upload that was cut off."""
@@ -38,10 +35,12 @@ class S3Housekeeping:
         before = self._bucket.now_s() - age_s
         strays = [one for one in pins if keys.pin_of(one.key) not in live_pins] + images
         doomed = [one.key for one in strays if one.written_s < before]
-        doomed += [one.key for one in incoming if one.written_s < before - UPLOAD_MOST_S]
+        # An object sent in parts is as old as its beginning, and so what is on its way in is left alone for longer.
+        begun_before = before - self._bucket.unfinished_s
+        doomed += [one.key for one in incoming if one.written_s < begun_before]
         await self._bucket.delete(doomed)
         unfinished = await self._bucket.unfinished()  # last, since some servers have no list of these
-        broken = [(key, id_) for key, id_, begun_s in unfinished if begun_s < before - UPLOAD_MOST_S]
+        broken = [(key, id_) for key, id_, begun_s in unfinished if begun_s < begun_before]
         await each(lambda one: self._bucket.abort(*one), broken)
         return len(doomed) + len(broken)
 
