@@ -67,7 +67,7 @@ KINDS = [
     Kind("overlong", 4, "@sleep 60", 2, (TIMED_OUT % 2,), finishes=False),
     Kind("stubborn", 4, "@trap '' TERM INT HUP QUIT; while :; do sleep 1; done", 2, (TIMED_OUT % 2,), finishes=False),
     Kind("bomb", 2, "@bomb() { bomb | bomb & }; bomb; sleep 60", 3, (b"Autograder [",), finishes=False),
-    Kind("flood", 3, "@yes flooding", 20, (TOO_LONG,), finishes=False),
+    Kind("flood", 3, "@yes " + "flooding" * 12, 20, (TOO_LONG,), finishes=False),
     Kind(
         "daemon",
         5,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts.machines import Backend, Ran, first_output, follow, inputs, limit, make, wait_until
+from contracts.machines import Backend, Ran, first_output, follow, inputs, limit, make, output_of, wait_until
 from contracts.vmms import VmmsContract
 from support.fixtures_dist import settings_of
 from support.images import variation
@@ -169,3 +169,33 @@ async def test_an_engine_under_two_names_has_each_machine_once(
     twice = [engines[0], engines[0]]
     async with dist_on(ward, twice, tmp_path) as dist, dist.machine() as one, dist.machine() as two:
         assert {machine.id for machine in await dist.vmms.get_vms()} == {one.id, two.id}
+
+
+MUCH = "sleep 1; yes {} | head -c {}; echo over".format("a" * 100, 24_000_000)
+
+
+async def test_a_program_that_was_held_up_by_a_cut_link_is_not_out_of_time(dist: Dist, brisk: None) -> None:
+    """Its engine takes no more of its output, and so it cannot end in time."""
+    async with dist.machine() as machine:
+        await dist.vmms.copy_in(machine, inputs(make(MUCH)), limit(timeout_s=5))
+        running = asyncio.create_task(dist.vmms.run_job(machine))
+        reading = asyncio.create_task(output_of(dist.vmms, machine))
+        await asyncio.sleep(0.5)
+        cut = dist.engines[int(machine.id[1])]
+        cut.cut()
+        await asyncio.sleep(8)
+        cut.heal()
+        with pytest.raises(HostUnavailable, match="held up"):
+            await running
+        assert len(await reading) < 24_000_000
+
+
+async def test_a_program_that_says_little_is_out_of_time_also_behind_a_cut_link(dist: Dist, brisk: None) -> None:
+    async with dist.machine() as machine:
+        await dist.vmms.copy_in(machine, inputs(make("echo begun; sleep 60")), limit(timeout_s=3))
+        running = asyncio.create_task(dist.vmms.run_job(machine))
+        cut = dist.engines[int(machine.id[1])]
+        cut.cut()
+        await asyncio.sleep(8)
+        cut.heal()
+        assert (await running).timed_out

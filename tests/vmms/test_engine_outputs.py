@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -12,8 +13,12 @@ from contracts.vmms import VmmsContract
 from support.engine import Engine
 from support.ward import Ward
 from tango_async.errors import MachineLost, NotStarted
-from tango_async.machine import Exit
+from tango_async.machine import Exit, Machine
 from tango_async.vmms import engine_outputs
+from tango_async.vmms.bootstrap import end_mark, mark
+from tango_async.vmms.engine import State
+from tango_async.vmms.engine_outputs import EngineOutputs
+from tango_async.vmms.outputs import NO_SPEC, UNKNOWN_END
 from vmms.conftest import backend_on
 
 
@@ -33,6 +38,31 @@ async def test_output_that_nobody_reads_does_not_hold_up_the_job(backend: Backen
         await backend.vmms.copy_in(machine, inputs(job), limit())
         assert await backend.vmms.run_job(machine) == Exit(0)
         assert await output_of(backend.vmms, machine) == b"".join(b"%d\n" % i for i in range(1, 400_001)) + b"done\n"
+
+
+class Revived:
+    """An engine that was killed when it had logged all of an output and not yet heard of the end."""
+
+    away_s = 1.0
+
+    def __init__(self, log: bytes) -> None:
+        self._log = log
+
+    async def wait(self, container: str) -> None:
+        """It has ended."""
+
+    async def state(self, container: str) -> State:
+        return State(running=False, status="exited", code=UNKNOWN_END, out_of_memory=False)
+
+    async def logs(self, container: str, *, follow: bool) -> AsyncIterator[bytes]:
+        yield self._log
+
+
+@pytest.mark.parametrize("code", [0, 2])
+async def test_an_end_that_no_engine_saw_is_as_the_whole_output_tells_it(code: int) -> None:
+    log = mark("n") + b"said\n" + end_mark("n") + b"%d 0\n" % code
+    ended = await EngineOutputs(cast(Any, Revived(log))).ended(Machine("m", NO_SPEC, "n"))
+    assert ended == Exit(code)
 
 
 async def test_a_log_that_gave_up_its_beginning_is_no_output(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,9 @@ which the `local` driver keeps, from the first byte on. An engine that is killed
 with it what it had read and not yet written to its log: at the end of the output that is seen, and
 the run is lost; in the middle it is not. What is read from the log lacks the newline of a line longer
 than 16 KiB (seen with dockerd 28).
+
+An engine holds a program up whose attached stream nobody reads, as it is while the link is cut or the reader
+hangs: its own timer then ends a program that is not to blame. That run counts for nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 
-from ..errors import MachineLost, NotStarted, VmmsUnavailable
+from ..errors import HostUnavailable, MachineLost, NotStarted, VmmsUnavailable
 from ..machine import Exit, Machine
 from . import bootstrap, outputs
 from .engine import Engine, State
@@ -24,6 +27,12 @@ from .outputs import Channel, state_of
 
 UNREAD_S = 1.0
 """Output that nobody reads for so long is left to the log: a full pipe would hold up the job."""
+
+HELD_BYTES = 10**6
+"""An engine keeps so much for a reader who takes none of it, before the program has to wait (dockerd 28)."""
+
+LATE_S = 2.0
+"""An engine whose word comes by so much later than it is waited for was out of reach; or we hung ourselves."""
 
 LOG = {"Type": "local", "Config": {"max-size": "256m", "max-file": "1", "compress": "false"}}
 """Never rotated, since dockerd 20.10 loses and repeats bytes when a log is followed across a rotation.
@@ -68,6 +77,8 @@ class EngineOutputs:
         self._live: dict[str, _Live] = {}
         self._unwatched: set[str] = set()
         """Machines whose engine may have been away while they ran."""
+        self._unheard: set[str] = set()
+        """Those of which nothing was heard for a while."""
 
     async def open(self) -> None:
         if self._engine.podman:
@@ -112,8 +123,9 @@ class EngineOutputs:
         return False
 
     async def ended(self, machine: Machine) -> Exit:
-        patience = UNREAD_S
+        loop, patience = asyncio.get_running_loop(), UNREAD_S
         while True:
+            asked = loop.time()
             try:
                 async with asyncio.timeout(patience):
                     await self._engine.wait(machine.id)
@@ -122,6 +134,8 @@ class EngineOutputs:
             except VmmsUnavailable:
                 self._unwatched.add(machine.id)
             state = await state_of(self._engine, machine)
+            if loop.time() - asked > patience + LATE_S:
+                self._unheard.add(machine.id)
             if not state.running:
                 return await self._told(machine, state)
             patience = outputs.POLL_S
@@ -137,18 +151,34 @@ class EngineOutputs:
             await self._check_started(machine, state)
         # An engine without live-restore takes its containers with it; one with it has lost the last output.
         doubtful = machine.id in self._unwatched or state.code == outputs.UNKNOWN_END
-        if doubtful and not state.out_of_memory:
-            await self._check_whole(machine)
-        return bootstrap.ended(state.code, out_of_memory=state.out_of_memory)
+        code, out_of_memory = state.code, state.out_of_memory
+        if doubtful and not out_of_memory:
+            told = await self._check_whole(machine)
+            if code == outputs.UNKNOWN_END:
+                code, out_of_memory = told
+        if code == bootstrap.TIMED_OUT and machine.id in self._unwatched | self._unheard:
+            await self._check_time(machine)
+        return bootstrap.ended(code, out_of_memory=out_of_memory)
 
-    async def _check_whole(self, machine: Machine) -> None:
-        """Nobody watched it all the time: its engine may have been away as it ended."""
+    async def _check_whole(self, machine: Machine) -> tuple[int, bool]:
+        """The exit code at the output's end, and whether memory ran out: its engine may have been away as it ended."""
         tail = b""
         async with aclosing(self._engine.logs(machine.id, follow=False)) as chunks:
             async for chunk in chunks:
                 tail = (tail + chunk)[-bootstrap.HEAD_BYTES :]
-        if bootstrap.end_of(tail, machine.nonce) is None:
+        told = bootstrap.end_of(tail, machine.nonce)
+        if told is None:
             raise MachineLost("the machine ended while its engine was away, and the end of its output was lost")
+        return told[0], bool(told[1])
+
+    async def _check_time(self, machine: Machine) -> None:
+        """Whether it had all its time, and was not held up while nobody took what it said."""
+        size = 0
+        async with aclosing(self._engine.logs(machine.id, follow=False)) as chunks:
+            async for chunk in chunks:
+                size += len(chunk)
+        if size > HELD_BYTES:
+            raise HostUnavailable("the program was held up while its output could not be had, and its time ran out")
 
     async def _check_started(self, machine: Machine, state: State) -> None:
         said = b""
@@ -241,3 +271,4 @@ class EngineOutputs:
         if live is not None:
             await live.close()
         self._unwatched.discard(machine.id)
+        self._unheard.discard(machine.id)
