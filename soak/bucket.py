@@ -100,7 +100,7 @@ class Bucket:
         return found + [str(path) for path in self._directory.glob("data/*/courselabs")]
 
     async def close(self) -> None:
-        await self._program.stop()
+        await self._program.stop(within_s=0.5)
         for proxy in self._proxies.values():
             await proxy.close()
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -85,14 +84,14 @@ class Dockers:
         absent = [program for program in ("runc", "docker") if shutil.which(program) is None]
         return absent + ([engine()] if engine() else [])
 
-    async def _start(self, engine: PrivateEngine) -> None:
+    async def _start(self, *engines: PrivateEngine) -> None:
         """With the image, and the runtime that shows jobs the starts."""
-        self._engines.append(engine)
-        runtimes = {"runtimes": {"soak": {"path": str(self._starts.runtime)}}}
-        (engine.directory / "daemon.json").write_text(json.dumps(runtimes))
-        engine.start()
-        environment = os.environ | {"DOCKER_HOST": engine.host}
-        subprocess.run([sys.executable, str(BUILDER)], check=True, env=environment, stdout=subprocess.DEVNULL)
+        for engine in engines:
+            self._engines.append(engine)
+            runtimes = {"runtimes": {"soak": {"path": str(self._starts.runtime)}}}
+            (engine.directory / "daemon.json").write_text(json.dumps(runtimes))
+            engine.start()
+        await asyncio.gather(*map(_load_image, engines))
         self.parts = {f"engine-{i}": EnginePart(engine, self.away) for i, engine in enumerate(self._engines)}
 
     async def _remove(self, number: int, container: str) -> bool:
@@ -106,8 +105,16 @@ class Dockers:
         return [f"container {name[:12]}" for engine in self._engines for name in engine.containers()]
 
     async def close(self) -> None:
-        for engine in self._engines:
-            await asyncio.to_thread(engine.stop)
+        await asyncio.gather(*(asyncio.to_thread(engine.stop) for engine in self._engines))
+
+
+async def _load_image(engine: PrivateEngine) -> None:
+    environment = os.environ | {"DOCKER_HOST": engine.host}
+    builder = await asyncio.create_subprocess_exec(
+        sys.executable, str(BUILDER), env=environment, stdout=asyncio.subprocess.DEVNULL
+    )
+    if await builder.wait() != 0:
+        raise RuntimeError(f"{engine.host} has no image")
 
 
 class LocalDocker(Dockers):
@@ -148,12 +155,12 @@ class SeveralDockers(Dockers):
 
     async def open(self) -> None:
         tls = Certificates(self._directory / "tls")
-        text = ""
-        for number in range(HOSTS):
-            engine = RemoteEngine(tls)
-            await self._start(engine)
-            text += HOST.format(number=number, url=engine.url, ca=tls.ca, cert=tls.cert, key=tls.key)
-        self._config.write_text(text)
+        engines = [RemoteEngine(tls) for _ in range(HOSTS)]
+        await self._start(*engines)
+        hosts = enumerate(engine.url for engine in engines)
+        self._config.write_text(
+            "".join(HOST.format(number=i, url=url, ca=tls.ca, cert=tls.cert, key=tls.key) for i, url in hosts)
+        )
 
     @property
     def _config(self) -> Path:

@@ -33,7 +33,7 @@ from settings import PREFIX  # noqa: E402
 from stage import Stage  # noqa: E402
 from stores import KINDS, resolve  # noqa: E402
 from tormentor import Tormentor  # noqa: E402
-from verdict import Evidence, rows, table  # noqa: E402
+from verdict import Evidence, Row, rows, table  # noqa: E402
 
 from support.redis_server import server_programs  # noqa: E402
 
@@ -79,29 +79,51 @@ async def soak(given: argparse.Namespace, directory: Path) -> bool:
         f"{len(torments)} torments in {given.seconds:.0f} s; logs in {directory}",
         flush=True,
     )
-    began = time.monotonic()
+    clock = Clock()
     try:
         await stage.open()
+        clock.over("opened")
         load = Load(stage, given.seed, jobs, given.seconds)
         recovery = Recovery(stage)
         tormentor = Tormentor(stage, torments, recovery)
         async with asyncio.TaskGroup() as group:
             group.create_task(load.run(DRAIN_S))
             group.create_task(tormentor.run())
+        clock.over("tormented, and every job served")
         await recovery.settle()
         await _delivered(stage, load)
         await load.poll_again()
+        clock.over("recovered, and every callback delivered")
         seen = Evidence(stage, load, tormentor, recovery, await load.dead())
         seen.strays = await _settled(stage)
+        clock.over("nothing stray, or its time over")
         seen.exits = await stage.stop_services()
         seen.strays["left after the stop"] = strays.machines(stage)
         found = rows(seen)
     finally:
         await stage.close()
-    print(table(found))
+        clock.over("closed")
+    print(table([*found, *clock.rows]))
     passed = not any(row.faults for row in found)
-    print(f"{'passed' if passed else 'FAILED'} after {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{'passed' if passed else 'FAILED'} after {clock.all_s:.0f} s", flush=True)
     return passed
+
+
+class Clock:
+    """How long each part of the soak itself took."""
+
+    def __init__(self) -> None:
+        self._began = self._last = time.monotonic()
+        self.rows: list[Row] = []
+
+    @property
+    def all_s(self) -> float:
+        return self._last - self._began
+
+    def over(self, what: str) -> None:
+        now = time.monotonic()
+        self.rows.append(Row(f"the soak: {what}", f"{now - self._last:.0f} s"))
+        self._last = now
 
 
 async def _delivered(stage: Stage, load: Load) -> None:

@@ -25,6 +25,8 @@ class Tormentor:
         self.done: Counter[str] = Counter()
         self.lost_machines: set[int] = set()
         """Jobs whose machine was destroyed: these may run again."""
+        self.outages: list[tuple[str, float, float]] = []
+        """What kind of part was away, from when to when, by the clock of the machines."""
         # Some take their time to start, and what is planned for them next must wait until they have.
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._parts = stage.parts
@@ -44,12 +46,14 @@ class Tormentor:
         part = self._parts[t.part]
         async with self._turns[t.part]:
             works = await self._recovery.how_it_works(t.part) if t.what in WATCHED else None
+            began = time.time()
             self._recovery.away(t.part)
             if await part.begin(t.what):
                 self.done[f"{t.what} {part.kind}"] += 1
             await asyncio.sleep(t.for_s)
             await part.undo(t.what)
             self._recovery.back(t.part)
+            self.outages.append((part.kind, began, time.time()))
             if works is not None:
                 self._recovery.watch(t.part, part.kind, works)
 

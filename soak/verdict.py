@@ -103,7 +103,7 @@ def _starts(seen: Evidence, accepted: list[Submission], runs: dict[str, Runs]) -
     histogram = Counter(len(runs[s.token].began) if s.token in runs else 0 for s in accepted)
     known = {s.token for s in seen.load.submissions}
     strangers = [f"a program of {token}" for token in runs if token not in known]
-    destroyed, away, unexplained, wrong = [], [], list(strangers), []
+    destroyed, away, held, unexplained, wrong = [], [], [], list(strangers), []
     for s in accepted:
         its = runs.get(s.token, Runs())
         if len(its.began) > 1:
@@ -112,6 +112,8 @@ def _starts(seen: Evidence, accepted: list[Submission], runs: dict[str, Runs]) -
                 destroyed.append(what)
             elif _engine_died(seen, its):
                 away.append(what)
+            elif _held_up(seen, s, its):
+                held.append(what)
             else:
                 unexplained.append(what)
         wrong += _wrong_run(s, its)
@@ -119,6 +121,7 @@ def _starts(seen: Evidence, accepted: list[Submission], runs: dict[str, Runs]) -
         Row("program starts per job", _listed({str(n): histogram[n] for n in sorted(histogram)})),
         Row("repeats: its machine was destroyed", f"{len(destroyed)}"),
         Row("repeats: the engine died before its end was known", f"{len(away)}"),
+        Row("repeats: much was said while nobody could read it", f"{len(held)}"),
         Row("repeats without a reason", f"{len(unexplained)}", unexplained),
         Row("served ≠ the run that finished", f"{len(wrong)}", wrong),
     ]
@@ -133,6 +136,18 @@ def _engine_died(seen: Evidence, its: Runs) -> bool:
     return all(
         any(died <= its.began[after] and back >= its.began[before] for died, back in seen.stage.backend.away)
         for before, after in pairwise(names)
+    )
+
+
+def _held_up(seen: Evidence, s: Submission, its: Runs) -> bool:
+    """Whether a job that says very much ran again each time that nobody could read it.
+
+    Then its engine holds it up, so that its time runs out, or its log gives up its beginning.
+    """
+    times = sorted(its.began.values())
+    away = [(began, back) for kind, began, back in seen.tormentor.outages if kind in ("engine", "dispatcher")]
+    return s.kind.name == "flood" and all(
+        any(began < after and back > before for began, back in away) for before, after in pairwise(times)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,7 @@ from contracts.machines import MB, Backend, adopted, inputs, limit, make, output
 from contracts.vmms import VmmsContract
 from support.engine import Engine
 from support.ward import Ward
-from tango_async.errors import MachineLost, NotStarted
+from tango_async.errors import HostUnavailable, MachineLost, NotStarted
 from tango_async.machine import Exit, Machine
 from tango_async.vmms import engine_outputs
 from tango_async.vmms.bootstrap import end_mark, mark
@@ -65,13 +66,28 @@ async def test_an_end_that_no_engine_saw_is_as_the_whole_output_tells_it(code: i
     assert ended == Exit(code)
 
 
-async def test_a_log_that_gave_up_its_beginning_is_no_output(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_log(monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"max-size": "200k", "max-file": "1", "compress": "false"}
     monkeypatch.setattr(engine_outputs, "LOG", {"Type": "local", "Config": config})
+    monkeypatch.setattr(engine_outputs, "HELD_BYTES", 1000)
+
+
+async def test_a_log_that_gave_up_its_beginning_is_no_output(backend: Backend, short_log: None) -> None:
     async with adopted(backend, make("seq 200000; exit 1"), limit()) as (successor, machine):
         assert (await successor.run_job(machine)).code == 2
-        with pytest.raises(MachineLost, match="does not hold"):
+        with pytest.raises(HostUnavailable, match="does not hold"):
             await output_of(successor, machine)
+
+
+async def test_a_log_that_gave_up_its_beginning_is_told_while_the_program_runs(
+    backend: Backend, short_log: None
+) -> None:
+    async with adopted(backend, make("seq 200000; sleep 60"), limit()) as (successor, machine):
+        await asyncio.sleep(2)
+        with pytest.raises(HostUnavailable, match="does not hold"):
+            async with asyncio.timeout(20):
+                await output_of(successor, machine)
 
 
 async def test_too_much_memory_is_told(backend: Backend) -> None:

@@ -39,6 +39,8 @@ LOG = {"Type": "local", "Config": {"max-size": "256m", "max-file": "1", "compres
 
 Each line costs some 30 bytes beside its text, so that output_stop_bytes fit in lines of a usual length."""
 
+GIVEN_UP = "the engine's log does not hold the whole output: it became too long while nobody read it"
+
 FAILED = range(bootstrap.FAILED_FIRST, bootstrap.FAILED_LAST + 1)
 
 
@@ -176,9 +178,8 @@ class EngineOutputs:
         size = 0
         async with aclosing(self._engine.logs(machine.id, follow=False)) as chunks:
             async for chunk in chunks:
-                size += len(chunk)
-        if size > HELD_BYTES:
-            raise HostUnavailable("the program was held up while its output could not be had, and its time ran out")
+                if (size := size + len(chunk)) > HELD_BYTES:
+                    raise HostUnavailable("the program was held up while nobody took its output, and its time ran out")
 
     async def _check_started(self, machine: Machine, state: State) -> None:
         said = b""
@@ -210,12 +211,16 @@ class EngineOutputs:
                 await live.close()
         while True:
             state = await state_of(self._engine, machine)
-            with suppress(VmmsUnavailable):
+            try:
                 async with aclosing(self._logged(machine, state, sent)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 if not state.running:
                     return
+            except HostUnavailable:
+                raise  # our word, and not the engine's
+            except VmmsUnavailable:
+                continue
 
     async def _whole(self, live: _Live) -> bool:
         """Whether the stream ended because the container did."""
@@ -227,8 +232,8 @@ class EngineOutputs:
     async def _logged(self, machine: Machine, state: State, sent: _Sent) -> AsyncGenerator[bytes, None]:
         """What the log holds after the bytes already sent, followed while the machine runs.
 
-        Raises MachineLost if it does not begin with those: the engine died before it had written them,
-        or the log became too long and gave up its beginning.
+        Raises MachineLost if it does not begin with those: the engine died before it had written them; and
+        HostUnavailable if the log became too long while nobody read it, and gave up its beginning.
         """
         head = _Sent()
         mark = bootstrap.mark(machine.nonce)
@@ -236,6 +241,9 @@ class EngineOutputs:
         async with aclosing(self._engine.logs(machine.id, follow=state.running)) as chunks:
             async for chunk in chunks:
                 begin += chunk[: len(mark) - len(begin)]
+                begun = mark.startswith(begin)
+                if not begun and head.size > HELD_BYTES:
+                    raise HostUnavailable(GIVEN_UP)
                 repeated = chunk[: sent.size - head.size]
                 head.add(repeated)
                 if rest := chunk[len(repeated) :]:
@@ -243,11 +251,13 @@ class EngineOutputs:
                         break
                     sent.add(rest)
                     head.add(rest)
-                    yield rest
+                    if begun:
+                        yield rest
         torn = head != sent and (head.size == sent.size or not state.running)
-        given_up = not state.running and state.code not in FAILED and begin not in (b"", mark)
-        if torn or given_up:
+        if torn:
             raise MachineLost("the engine's log does not hold the whole output")
+        if not state.running and state.code not in FAILED and begin not in (b"", mark):
+            raise HostUnavailable(GIVEN_UP)
 
     async def adopt(self, machine: Machine) -> None:
         live = self._live.pop(machine.id, None)
