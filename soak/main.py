@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--vmms", choices=list(BACKENDS), default="localSandbox")
     parser.add_argument("--dispatchers", type=int, help="how many (default: what is usual with the back-end)")
-    parser.add_argument("--store", choices=KINDS, help="where files lie (default: what is usual with the back-end)")
+    parser.add_argument("--store", choices=KINDS, help="where files lie (default: usual with the back-end)")
     parser.add_argument("--kills-per-minute", type=float, default=20.0, help="and as many other torments")
     parser.add_argument("--keep", action="store_true", help="keep logs and files")
     return parser.parse_args()
