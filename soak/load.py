@@ -25,6 +25,9 @@ CLIENT_S = 30.0
 PATIENCE_S = 90.0
 """How long a user presses the button again when a submission was refused."""
 
+LONGEST_PAUSE_S = 5.0
+"""Between two tries of that user, who waits longer each time."""
+
 POLL_S = (0.2, 1.5)
 
 
@@ -156,7 +159,7 @@ class Load:
 
     async def _insist(self, do: Callable[[], Awaitable[None]]) -> bool:
         """Again and again, as a user who sees an error; False if it never worked."""
-        end = time.monotonic() + PATIENCE_S
+        end, pause_s = time.monotonic() + PATIENCE_S, 0.5
         while time.monotonic() < end:
             try:
                 await do()
@@ -166,7 +169,8 @@ class Load:
                 self.broken += 1
             else:
                 return True
-            await asyncio.sleep(self._chance.uniform(0.3, 1.0))
+            await asyncio.sleep(self._chance.uniform(0.5, 1.0) * pause_s)
+            pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
         return False
 
     async def _upload(self, submission: Submission, name: str, body: bytes) -> None:

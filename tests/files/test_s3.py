@@ -366,6 +366,19 @@ async def test_what_is_said_of_a_fault_holds_no_name_of_a_courselab(server: S3Se
     await store.close()
 
 
+async def test_a_feedback_that_a_broken_connection_did_not_bring_is_away_and_not_gone(
+    server: S3Server, proxy: S3Proxy
+) -> None:
+    store = await opened(settings_for(server, uuid4().hex, endpoint=proxy.endpoint))
+    await store.put_output("1.1.success", b"said\n")
+    proxy.fault = hang_up
+    with pytest.raises(StoreUnavailable):
+        await store.output("1.1.success")
+    proxy.fault = None
+    assert (await store.output("1.1.success")).size == 5
+    await store.close()
+
+
 async def test_without_the_right_to_write_it_does_not_start(server: S3Server, proxy: S3Proxy) -> None:
     async def read_only(request: web.Request) -> web.StreamResponse | None:
         text = "<Error><Code>AccessDenied</Code></Error>"

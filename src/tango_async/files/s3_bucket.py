@@ -302,5 +302,5 @@ async def each(work: Callable[[T], Awaitable[R]], things: Iterable[T], at_a_time
 
 
 def _code(error: StoreError) -> str:
-    response = getattr(error.__cause__, "response", {})
+    response = getattr(error.__cause__, "response", None) or {}  # that of a connection that broke is None
     return str(response.get("Error", {}).get("Code", ""))
