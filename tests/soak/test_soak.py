@@ -20,7 +20,7 @@ WITHIN_S = 600
 
 @dataclass(frozen=True)
 class Short:
-    """A short soak of one back-end; its seed is one that draws all of these."""
+    """A short soak of one back-end; its seed is one that draws these, which are always possible."""
 
     vmms: str
     store: str
@@ -30,8 +30,8 @@ class Short:
 
 
 SHORT = [
-    Short("localSandbox", "local", 20, 2, ("destroy machine", "fill disk")),
-    Short("localDocker", "local", 20, 43, ("destroy machine", "fill disk", "kill engine", "pause engine")),
+    Short("localSandbox", "local", 20, 2, ("fill disk",)),
+    Short("localDocker", "local", 20, 43, ("fill disk", "kill engine", "pause engine")),
     Short(
         "distDocker",
         "seaweedfs",
