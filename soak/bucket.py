@@ -101,6 +101,7 @@ class Bucket:
 
     async def close(self) -> None:
         await self._program.stop(within_s=0.5)
+        self._server.kill()  # with the sockets that it leaves
         for proxy in self._proxies.values():
             await proxy.close()
 
