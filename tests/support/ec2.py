@@ -35,7 +35,9 @@ NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
 VALIDATE = ("MOTO_ENABLE_AMI_VALIDATION", "MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION", "MOTO_ENABLE_KEYPAIR_VALIDATION")
 
 
+LIVING = ("pending", "running", "stopping", "stopped")
 LOST = "lost"
+NOTICE = "<item><instanceId>{instance}</instanceId><status><code>marked-for-termination</code></status></item>"
 TAKEN_BACK = "<stateReason><code>Server.SpotInstanceTermination</code><message>taken</message></stateReason>"
 
 
@@ -97,8 +99,18 @@ class Cloud:
         """Action → the whole XML of its answer."""
         self.calls: Counter[str] = Counter()
         self.vms: dict[str, SshVm] = {}
+        self.away = False
+        """True: whoever calls is cut off."""
+        self.look_s = 0.05
+        """Between two looks of the instances at what the API says."""
+        self.shared: dict[Path, str] = {}
+        """Files of this host, and where instances see them."""
         self.boots = True
         """False: instances run, and nobody is at their address."""
+        self.mute_next = 0
+        """So it is with so many of those that are launched next."""
+        self.mute: set[str] = set()
+        self.noticed: set[str] = set()
         self.taken_back: set[str] = set()
         self.lies = False
         """True: another host than the instance is at its address."""
@@ -106,6 +118,7 @@ class Cloud:
         """Access key → the subnet of its account."""
         self._keys: dict[str, str] = {}
         self._tokens: dict[str, web.Response] = {}
+        self._ended: set[str] = set()
         self.clients: dict[str, Any] = {}
 
     def fail(self, action: str, code: str, times: int = 1, *, status: int = 400, **holding: str) -> None:
@@ -116,10 +129,12 @@ class Cloud:
         self.fail(action, LOST, status=500)
 
     def reclaim(self, instance: str) -> None:
+        """Gives notice: the instance will be taken back."""
+        self.noticed.add(instance)
+        items = "".join(NOTICE.format(instance=one) for one in sorted(self.noticed))
         self.answers["DescribeSpotInstanceRequests"] = (
-            f'<DescribeSpotInstanceRequestsResponse xmlns="{NAMESPACE}"><spotInstanceRequestSet><item>'
-            f"<instanceId>{instance}</instanceId><status><code>marked-for-termination</code></status>"
-            "</item></spotInstanceRequestSet></DescribeSpotInstanceRequestsResponse>"
+            f'<DescribeSpotInstanceRequestsResponse xmlns="{NAMESPACE}"><spotInstanceRequestSet>{items}'
+            "</spotInstanceRequestSet></DescribeSpotInstanceRequestsResponse>"
         )
 
     async def take_back(self, instance: str) -> None:
@@ -134,6 +149,10 @@ class Cloud:
         form = {key: values[0] for key, values in parse_qs(body.decode()).items()}
         action = form.get("Action", "")
         self.calls[action] += 1
+        if self.away:
+            assert request.transport is not None
+            request.transport.abort()
+            return _error("Unavailable", 503)
         key = request.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
         if key not in self._motos:
             return _error("AuthFailure", 401)
@@ -185,33 +204,43 @@ class Cloud:
 
     # -- what runs ---------------------------------------------------------------------------------
 
-    async def instances(self, key: str = KEY) -> list[dict[str, Any]]:
-        found = await self.clients[key].describe_instances()
+    async def instances(self, key: str = KEY, *states: str) -> list[dict[str, Any]]:
+        """All, or those in some states."""
+        filters = [{"Name": "instance-state-name", "Values": list(states)}] if states else []
+        found = await self.clients[key].describe_instances(Filters=filters)
         return [one for reservation in found["Reservations"] for one in reservation["Instances"]]
 
     async def living(self) -> list[dict[str, Any]]:
-        every = [one for key in self.clients for one in await self.instances(key)]
-        return [one for one in every if one["State"]["Name"] not in ("terminated", "shutting-down")]
+        return [one for key in self.clients for one in await self.instances(key, *LIVING)]
 
     async def reconcile(self) -> None:
         """Lets the instances be what the API says, and the other way round when one ends by itself."""
         while True:
-            for key in self.clients:
-                for one in await self.instances(key):
-                    await self._be(one, key)
-            await asyncio.sleep(0.05)
+            running = {
+                one["InstanceId"]: (key, one) for key in self.clients for one in await self.instances(key, "running")
+            }
+            for name, (key, one) in running.items():
+                await self._be(name, one, key)
+            for name in self.vms.keys() - running.keys() - self._ended:
+                await asyncio.to_thread(self.vms[name].kill)
+                self._ended.add(name)
+            await asyncio.sleep(self.look_s)
 
-    async def _be(self, one: dict[str, Any], key: str) -> None:
-        name, state = one["InstanceId"], one["State"]["Name"]
-        vm = self.vms.get(name)
-        if state == "running" and vm is None and self.boots:
+    async def _be(self, name: str, one: dict[str, Any], key: str) -> None:
+        if name not in self.vms:
+            if not self.boots or name in self.mute:
+                return
+            if self.mute_next:
+                self.mute_next -= 1
+                self.mute.add(name)
+                return
             data = await self.clients[key].describe_instance_attribute(InstanceId=name, Attribute="userData")
             text = "" if self.lies else base64.b64decode((data.get("UserData") or {}).get("Value", "")).decode()
-            self.vms[name] = SshVm(one["PrivateIpAddress"], self._keys[one["KeyName"]], text, hostname=name)
+            self.vms[name] = SshVm(
+                one["PrivateIpAddress"], self._keys[one["KeyName"]], text, hostname=name, shared=self.shared
+            )
             self.vms[name].start()
-        elif vm is not None and state != "running":
-            vm.kill()
-        elif vm is not None and not vm.alive:
+        elif not self.vms[name].alive:
             await self.clients[key].terminate_instances(InstanceIds=[name])
 
 

@@ -41,6 +41,7 @@ cp -a "$dir"/etc/. etc/
 cp -a "$dir"/root-home/. root/
 mkdir home/autolab && cp -a "$dir"/root-home/. home/autolab && chown -R @LOGIN@ home/autolab
 cp -p "$dir"/sbin/* usr/local/sbin/
+while read -r here there; do : >".$there"; mount --bind "$here" ".$there"; done <"$dir/shared"
 mount -t proc proc proc
 pivot_root . old
 umount -l /old && rmdir /old
@@ -76,6 +77,8 @@ class SshVm:
     hostname: str = "vm"
     autodriver: Path | None = None
     """The program of that name. With it `autolab` logs in, who may become nobody else; else root does."""
+    shared: dict[Path, str] = field(default_factory=dict)
+    """Files of this host, and where the VM sees them."""
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="vm-")))
     process: subprocess.Popen[bytes] | None = None
     public_key: str = ""
@@ -127,6 +130,7 @@ class SshVm:
         if self.autodriver is not None:
             shutil.copy(self.autodriver, self.directory / "sbin/autodriver")
             (self.directory / "sbin/autodriver").chmod(0o4755)
+        (self.directory / "shared").write_text("".join(f"{here} {there}\n" for here, there in self.shared.items()))
         spaces = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
         # A VM's routes would be the host's. It ends with the thread that starts it, also when that is killed.
         fewer = ["setpriv", "--pdeathsig", "KILL", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]
@@ -176,6 +180,13 @@ class SshVm:
     def away(self) -> None:
         """Nobody reaches it any more, and it runs on."""
         self.sh("touch /run/away; pkill -KILL -x sshd")
+
+    def hold(self) -> None:
+        """From now on connections are taken but nothing passes, as when a network goes silent."""
+        self.sh("pkill -STOP -x sshd")
+
+    def release(self) -> None:
+        self.sh("pkill -CONT -x sshd")
 
     def kill(self) -> None:
         if self.process is not None:
