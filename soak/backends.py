@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from cloud import Instances
 from count import Starts
 from engines import LocalDocker, SeveralDockers
 from plan import Part, Wishes
@@ -21,6 +22,10 @@ class Backend(Protocol):
     """The kind of store that is usual with it; one of `stores.KINDS`."""
     wishes: ClassVar[Wishes]
     """Torments of its own parts."""
+    jobs_per_s: ClassVar[float]
+    """What it can run on a small machine."""
+    settle_s: ClassVar[float]
+    """So long after the last torment no machine is left that nobody owns."""
 
     def __init__(self, directory: Path, state: Path, starts: Starts) -> None:
         """`directory` is the stage's; `state` has a directory for each host, with the dispatchers' places."""
@@ -32,8 +37,11 @@ class Backend(Protocol):
     async def open(self) -> None:
         """Makes all that stands before a dispatcher starts, with the image in it and the starts shown to jobs."""
 
-    def environment(self) -> dict[str, str]:
-        """Settings of all servers and dispatchers."""
+    def environment(self, program: str) -> dict[str, str]:
+        """Settings of that server or dispatcher."""
+
+    def asks(self, token: str) -> dict[str, object]:
+        """What the addJob with that token says besides."""
 
     @property
     def parts(self) -> Mapping[str, Part]:
@@ -43,10 +51,14 @@ class Backend(Protocol):
     def away(self) -> list[tuple[float, float]]:
         """When, by the clock of the machines, it was dead and may have lost what a machine said; a repeat is right."""
 
+    @property
+    def lost(self) -> Set[str]:
+        """Machines that were ended by torments of its own, by the names that Redis had for them."""
+
     async def destroy(self, machine: str) -> bool:
         """Ends a machine from the outside, by the name that Redis has for it; False if that cannot be done now."""
 
-    def strays(self) -> list[str]:
+    async def strays(self) -> list[str]:
         """What is left of machines."""
 
     async def close(self) -> None: ...
@@ -56,4 +68,5 @@ BACKENDS: dict[str, type[Backend]] = {
     "localSandbox": Sandboxes,
     "localDocker": LocalDocker,
     "distDocker": SeveralDockers,
+    "ec2SSH": Instances,
 }

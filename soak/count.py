@@ -11,7 +11,7 @@ by whoever, stands there in order, over all its restarts.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -96,4 +96,14 @@ def ends(directory: Path, prefix: str) -> Counter[int]:
     for words in commands(directory):
         if words[0].upper() == b"ZADD" and words[1] == dead:
             found.update(int(member) for member in words[3::2])
+    return found
+
+
+def jobs_of(machines: Set[str], directory: Path, prefix: str) -> set[int]:
+    """The jobs that were ever on these machines."""
+    key, found = f"{prefix}machines".encode(), set()
+    for words in commands(directory):
+        if words[0].upper() == b"HSET" and words[1] == key:
+            pairs = zip(words[2::2], words[3::2], strict=True)
+            found |= {int(job) for machine, job in pairs if machine.decode() in machines}
     return found

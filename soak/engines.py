@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from count import Starts
 from plan import Part, Wish, Wishes
+from settings import JOBS_PER_S, SETTLE_S
 
 from support.engine import PrivateEngine
 from support.netns import Certificates, RemoteEngine
@@ -72,11 +73,15 @@ class EnginePart:
 class Dockers:
     """A Backend but for which engines there are, and how the service is told of them."""
 
+    jobs_per_s: ClassVar = JOBS_PER_S
+    settle_s: ClassVar = SETTLE_S
+
     def __init__(self, directory: Path, state: Path, starts: Starts) -> None:
         self._directory = directory
         self._starts = starts
         self._engines: list[PrivateEngine] = []
         self.away: list[tuple[float, float]] = []
+        self.lost: set[str] = set()
         self.parts: Mapping[str, Part] = {}
 
     @staticmethod
@@ -94,6 +99,9 @@ class Dockers:
         await asyncio.gather(*map(_load_image, engines))
         self.parts = {f"engine-{i}": EnginePart(engine, self.away) for i, engine in enumerate(self._engines)}
 
+    def asks(self, token: str) -> dict[str, object]:
+        return {}
+
     async def _remove(self, number: int, container: str) -> bool:
         engine = self._engines[number]
         if not await asyncio.to_thread(engine.answers):
@@ -101,7 +109,7 @@ class Dockers:
         await asyncio.to_thread(engine.remove, container)
         return True
 
-    def strays(self) -> list[str]:
+    async def strays(self) -> list[str]:
         return [f"container {name[:12]}" for engine in self._engines for name in engine.containers()]
 
     async def close(self) -> None:
@@ -129,7 +137,7 @@ class LocalDocker(Dockers):
     async def open(self) -> None:
         await self._start(PrivateEngine())
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, program: str) -> dict[str, str]:
         return {"DOCKER_HOST": self._engines[0].host, "TANGO_DOCKER_RUNTIME": "soak"}
 
     async def destroy(self, machine: str) -> bool:
@@ -166,7 +174,7 @@ class SeveralDockers(Dockers):
     def _config(self) -> Path:
         return self._directory / "tango.toml"
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, program: str) -> dict[str, str]:
         return {"TANGO_CONFIG": str(self._config), "TANGO_DOCKER_RUNTIME": "soak"}
 
     async def destroy(self, machine: str) -> bool:

@@ -193,6 +193,7 @@ class Load:
                 "jobName": submission.name,
                 "disable_network": True,
             }
+            | self._stage.backend.asks(submission.token)
         ).encode()
         for left in reversed(range(TRIES)):
             submission.sent += 1

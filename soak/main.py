@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The soak: the whole service under load while its processes are killed, and a table of what became of every job.
 
-    soak/main.py [--seconds 300] [--jobs N] [--seed N] [--vmms localSandbox|localDocker|distDocker]
+    soak/main.py [--seconds 300] [--jobs N] [--seed N] [--vmms localSandbox|localDocker|distDocker|ec2SSH]
                  [--dispatchers N] [--store local|s3|seaweedfs|moto] [--kills-per-minute 20] [--keep]
 
 Needs root, what the back-end and the store need, and a Redis-protocol server. Everything runs on this machine, in a
@@ -46,7 +46,7 @@ LACKING = 3
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=300.0, help="how long jobs come and processes die")
-    parser.add_argument("--jobs", type=int, help="how many jobs (default: two a second)")
+    parser.add_argument("--jobs", type=int, help="how many jobs (default: what the back-end can run)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--vmms", choices=list(BACKENDS), default="localSandbox")
     parser.add_argument("--dispatchers", type=int, help="how many (default: what is usual with the back-end)")
@@ -69,8 +69,8 @@ def missing(vmms: str, store: str) -> str:
 
 
 async def soak(given: argparse.Namespace, directory: Path) -> bool:
-    jobs = given.jobs or round(given.seconds * 2)
     backend = BACKENDS[given.vmms]
+    jobs = given.jobs or round(given.seconds * backend.jobs_per_s)
     store, dispatchers = resolve(given.store or backend.store), given.dispatchers or backend.dispatchers
     stage = Stage(directory, given.vmms, store, dispatchers, given.seed)
     torments = plan(given.seed, given.seconds, given.kills_per_minute, stage.wishes)
@@ -98,7 +98,7 @@ async def soak(given: argparse.Namespace, directory: Path) -> bool:
         seen.strays = await _settled(stage)
         clock.over("nothing stray, or its time over")
         seen.exits = await stage.stop_services()
-        seen.strays["left after the stop"] = strays.machines(stage)
+        seen.strays["left after the stop"] = await strays.machines(stage)
         found = rows(seen)
     finally:
         await stage.close()
@@ -135,7 +135,7 @@ async def _delivered(stage: Stage, load: Load) -> None:
 
 async def _settled(stage: Stage) -> dict[str, list[str]]:
     """What is left when everything has had its time to go."""
-    end = time.monotonic() + stage.store.settle_s
+    end = time.monotonic() + max(stage.store.settle_s, stage.backend.settle_s)
     while any((found := await strays.all_of(stage)).values()) and time.monotonic() < end:
         await asyncio.sleep(1.0)
     return found

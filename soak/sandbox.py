@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from count import Starts
 from plan import Part, Wishes
+from settings import JOBS_PER_S, SETTLE_S
 
 
 class Sandboxes:
@@ -20,6 +21,8 @@ class Sandboxes:
     dispatchers: ClassVar = 2
     store: ClassVar = "local"
     wishes: ClassVar = Wishes()
+    jobs_per_s: ClassVar = JOBS_PER_S
+    settle_s: ClassVar = SETTLE_S
 
     def __init__(self, directory: Path, state: Path, starts: Starts) -> None:
         self._state = state
@@ -27,6 +30,7 @@ class Sandboxes:
         self._uid = 64_200 + os.getpid() % 1000
         self.parts: Mapping[str, Part] = {}
         self.away: list[tuple[float, float]] = []
+        self.lost: set[str] = set()
 
     @staticmethod
     def missing() -> list[str]:
@@ -35,8 +39,11 @@ class Sandboxes:
     async def open(self) -> None:
         """There is nothing to make."""
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, program: str) -> dict[str, str]:
         return {"TANGO_SANDBOX_BWRAP": str(self._starts.bwrap), "TANGO_SANDBOX_UID": str(self._uid)}
+
+    def asks(self, token: str) -> dict[str, object]:
+        return {}
 
     async def destroy(self, machine: str) -> bool:
         for record in self._state.glob(f"*/*/machines/{machine}/supervisor"):
@@ -47,7 +54,7 @@ class Sandboxes:
                     return True
         return False
 
-    def strays(self) -> list[str]:
+    async def strays(self) -> list[str]:
         """Processes of the jobs' own uids."""
         found = []
         for process in Path("/proc").iterdir():

@@ -7,6 +7,9 @@ from receiver import SECRET
 IMAGE = "autograding_image"
 KEY = "soak"
 PREFIX = "soak:"
+JOBS_PER_S = 2.0
+SETTLE_S = 30.0
+"""No machine that nobody owns stays for longer, with the `machine_wait_s` below."""
 MIN_AGE_S = 1.0
 
 SETTINGS = {

@@ -116,7 +116,7 @@ class Stage:
         await self.backend.open()
         self.redis.keep()
         await self.redis.until_ready()
-        common = SETTINGS | self.backend.environment() | {"TANGO_VMMS": self._vmms}
+        common = SETTINGS | {"TANGO_VMMS": self._vmms}
         self.servers += [self._service("tango-http", name, common) for name in self._servers]
         self.dispatchers += [self._service("tango-dispatcher", name, common) for name in self._dispatchers]
         for program in (*self.servers, *self.dispatchers):
@@ -130,7 +130,7 @@ class Stage:
             "TANGO_DISPATCHER_STATE_DIR": str(self.state / self.store.host(name)),
             "TANGO_DISPATCHER_STRAY_AGE_S": str(self.store.stray_age_s),
         }
-        environment = {**common, **own, **self.store.environment(name)}
+        environment = {**common, **own, **self.backend.environment(name), **self.store.environment(name)}
         return Program(name, [str(SCRIPTS / script)], environment, self.logs, _says_ready)
 
     async def stop_services(self) -> dict[str, int | None]:

@@ -58,13 +58,13 @@ async def files(stage: Stage) -> list[str]:
     return await stage.store.strays(refs - {""})
 
 
-def machines(stage: Stage) -> list[str]:
+async def machines(stage: Stage) -> list[str]:
     """What the back-end has left, outputs on their way, control groups and the processes beside machines."""
     found = [f"{p.relative_to(stage.state)}" for kind in KEPT for p in stage.state.glob(f"*/*/{kind}/*")]
     installs = [p.read_text().strip() for p in stage.state.glob("*/*/install")]
     for path, folders, _ in os.walk("/sys/fs/cgroup"):
         found += [f"{path}/{f}" for f in folders if any(f.startswith(f"tango-{i}-") for i in installs)]
-    return [*stage.backend.strays(), *found, *_keepers(stage)]
+    return [*await stage.backend.strays(), *found, *_keepers(stage)]
 
 
 def _keepers(stage: Stage) -> list[str]:
@@ -78,4 +78,4 @@ def _keepers(stage: Stage) -> list[str]:
 
 
 async def all_of(stage: Stage) -> dict[str, list[str]]:
-    return {"keys": await keys(stage), "files": await files(stage), "machines": machines(stage)}
+    return {"keys": await keys(stage), "files": await files(stage), "machines": await machines(stage)}

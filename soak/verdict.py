@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from count import Runs, ends
+from count import Runs, ends, jobs_of
 from jobs import RUN
 from load import Load, Submission
 from recovery import Recovery
@@ -104,11 +104,12 @@ def _starts(seen: Evidence, accepted: list[Submission], runs: dict[str, Runs]) -
     known = {s.token for s in seen.load.submissions}
     strangers = [f"a program of {token}" for token in runs if token not in known]
     destroyed, away, held, unexplained, wrong = [], [], [], list(strangers), []
+    lost = seen.tormentor.lost_machines | jobs_of(seen.stage.backend.lost, seen.stage.aof, PREFIX)
     for s in accepted:
         its = runs.get(s.token, Runs())
         if len(its.began) > 1:
             what = f"job {s.id} ({s.kind.name}, {s.token}): {len(its.began)} starts"
-            if set(s.ids) & seen.tormentor.lost_machines:
+            if set(s.ids) & lost:
                 destroyed.append(what)
             elif _engine_died(seen, its):
                 away.append(what)

@@ -36,6 +36,7 @@ VALIDATE = ("MOTO_ENABLE_AMI_VALIDATION", "MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDAT
 
 
 LIVING = ("pending", "running", "stopping", "stopped")
+EVERY = "*"
 LOST = "lost"
 NOTICE = "<item><instanceId>{instance}</instanceId><status><code>marked-for-termination</code></status></item>"
 TAKEN_BACK = "<stateReason><code>Server.SpotInstanceTermination</code><message>taken</message></stateReason>"
@@ -93,8 +94,9 @@ class Cloud:
         self._motos = motos
         self.url = ""
         self.faults: dict[str, list[Fault]] = {}
+        """By action; `EVERY` is any."""
         self.slow_answers: dict[str, float] = {}
-        """Action → seconds between what is done and the answer."""
+        """Action, or `EVERY` → seconds between what is done and the answer."""
         self.answers: dict[str, str] = {}
         """Action → the whole XML of its answer."""
         self.calls: Counter[str] = Counter()
@@ -118,11 +120,15 @@ class Cloud:
         """Access key → the subnet of its account."""
         self._keys: dict[str, str] = {}
         self._tokens: dict[str, web.Response] = {}
+        self.running: dict[str, tuple[str, dict[str, Any]]] = {}
+        """Instance → its account and what the API said of it when it was last looked at."""
         self._ended: set[str] = set()
         self.clients: dict[str, Any] = {}
 
-    def fail(self, action: str, code: str, times: int = 1, *, status: int = 400, **holding: str) -> None:
-        self.faults.setdefault(action, []).append(Fault(code, times, status, holding))
+    def fail(self, action: str, code: str, times: int = 1, *, status: int = 400, **holding: str) -> Fault:
+        fault = Fault(code, times, status, holding)
+        self.faults.setdefault(action, []).append(fault)
+        return fault
 
     def lose(self, action: str) -> None:
         """Does what is asked once, and says that it failed."""
@@ -140,7 +146,12 @@ class Cloud:
     async def take_back(self, instance: str) -> None:
         """What AWS does two minutes after it gave notice; moto cannot tell why an instance ended."""
         self.taken_back.add(instance)
-        await self.clients[KEY].terminate_instances(InstanceIds=[instance])
+        await self.end(instance)
+
+    async def end(self, instance: str) -> None:
+        """What whoever has the account may do at any time."""
+        key, _ = self.running.get(instance, (KEY, {}))
+        await self.clients[key].terminate_instances(InstanceIds=[instance])
 
     # -- the proxy ---------------------------------------------------------------------------------
 
@@ -156,7 +167,8 @@ class Cloud:
         key = request.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
         if key not in self._motos:
             return _error("AuthFailure", 401)
-        fault = next((f for f in self.faults.get(action, []) if f.times and f.holding.items() <= form.items()), None)
+        faults = [*self.faults.get(action, ()), *self.faults.get(EVERY, ())]
+        fault = next((f for f in faults if f.times and f.holding.items() <= form.items()), None)
         if fault is not None:
             fault.times -= 1
             if fault.code != LOST:
@@ -181,7 +193,7 @@ class Cloud:
             answered = web.Response(text=said, status=real.status, content_type="text/xml")
         if token and answered.status == 200:
             self._tokens[token] = _copied(answered)
-        await asyncio.sleep(self.slow_answers.get(action, 0))
+        await asyncio.sleep(self.slow_answers.get(action, self.slow_answers.get(EVERY, 0)))
         return answered if fault is None else _error("InternalError", 500)
 
     def _reasons(self, described: str) -> str:
@@ -216,12 +228,12 @@ class Cloud:
     async def reconcile(self) -> None:
         """Lets the instances be what the API says, and the other way round when one ends by itself."""
         while True:
-            running = {
+            self.running = {
                 one["InstanceId"]: (key, one) for key in self.clients for one in await self.instances(key, "running")
             }
-            for name, (key, one) in running.items():
+            for name, (key, one) in self.running.items():
                 await self._be(name, one, key)
-            for name in self.vms.keys() - running.keys() - self._ended:
+            for name in self.vms.keys() - self.running.keys() - self._ended:
                 await asyncio.to_thread(self.vms[name].kill)
                 self._ended.add(name)
             await asyncio.sleep(self.look_s)
@@ -281,7 +293,7 @@ async def _furnish(client: Any, number: int) -> str:
     """Answers the subnet's id."""
     network = f"127.{16 + os.getpid() % 100 * 2 + number}"  # two runs of the tests at once are not in each other's way
     vpc = (await client.create_vpc(CidrBlock=f"{network}.0.0/16"))["Vpc"]["VpcId"]
-    subnet = await client.create_subnet(VpcId=vpc, CidrBlock=f"{network}.0.0/24")
+    subnet = await client.create_subnet(VpcId=vpc, CidrBlock=f"{network}.0.0/20")
     ami: str = (await client.register_image(Name=f"image-{number}"))["ImageId"]
     await client.create_tags(Resources=[ami], Tags=[{"Key": "Name", "Value": IMAGE}])
     return str(subnet["Subnet"]["SubnetId"])
