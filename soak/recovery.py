@@ -105,15 +105,19 @@ class Recovery:
         return None
 
     async def holds_nothing(self, instance: str | None) -> bool:
-        """Whether every job that a dead dispatcher held is another's, waiting, or dead."""
+        """Whether every job that a dead dispatcher held is another's, waiting, or dead.
+
+        One whose machine was ended meanwhile waits until its dispatcher's grace is over; that is not counted.
+        """
         if instance is None:
             return True
         redis = self._stage.witness
         with suppress(OSError, RedisError, TimeoutError):
             async with asyncio.timeout(1.0):
                 held = [int(i) for i in await redis.zrange(f"{PREFIX}held", 0, -1)]
-                holders = [await redis.hget(f"{PREFIX}job:{i}", "holder") for i in held]
-                return instance.encode() not in holders
+                jobs = [await redis.hmget(f"{PREFIX}job:{i}", "holder", "machine") for i in held]
+            lost = self._stage.backend.lost
+            return not any(holder == instance.encode() and (machine or b"").decode() not in lost for holder, machine in jobs)
         return False
 
     async def dispatcher_works(self, dispatcher: Program, before: str | None) -> bool:
