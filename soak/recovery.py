@@ -117,7 +117,9 @@ class Recovery:
                 held = [int(i) for i in await redis.zrange(f"{PREFIX}held", 0, -1)]
                 jobs = [await redis.hmget(f"{PREFIX}job:{i}", "holder", "machine") for i in held]
             lost = self._stage.backend.lost
-            return not any(holder == instance.encode() and (machine or b"").decode() not in lost for holder, machine in jobs)
+            return not any(
+                holder == instance.encode() and (machine or b"").decode() not in lost for holder, machine in jobs
+            )
         return False
 
     async def dispatcher_works(self, dispatcher: Program, before: str | None) -> bool:

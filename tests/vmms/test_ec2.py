@@ -246,6 +246,24 @@ class TestReuse:
                 while await cloud.living():
                     await asyncio.sleep(0.05)
 
+    async def test_one_that_aws_has_forgotten_is_replaced(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            await backend.run(make("echo one"))
+            (one,) = await cloud.living()
+            await cloud.end(one["InstanceId"])
+            cloud.fail("DescribeInstances", "InvalidInstanceID.NotFound")
+            assert await backend.run(make("echo two")) == Ran(Exit(0), b"two\n")
+
+    async def test_one_that_could_not_be_lent_is_ended(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            await backend.run(make("echo one"))
+            cloud.fail("CreateTags", "NotNow")
+            with pytest.raises(VmmsUnavailable, match="NotNow"):
+                await backend.vmms.initialize_vm(backend.spec(), "tester")
+            async with asyncio.timeout(5):
+                while await cloud.living():
+                    await asyncio.sleep(0.05)
+
     async def test_a_successor_does_not_trust_what_waits(self, cloud: Cloud, tmp_path: Path) -> None:
         async with backend_on(cloud, tmp_path, reuse=True) as backend:
             await backend.run(make("echo one"))
@@ -254,6 +272,41 @@ class TestReuse:
             await successor.destroy_vm(left)
             await successor.close()
             assert not await cloud.living()
+
+
+class TestStop:
+    """A driver that closes leaves no instance, unless AWS does not let it."""
+
+    async def test_one_that_is_just_being_ended_is_ended(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True, idle_s=0.2) as backend:
+            await backend.run(make("echo one"))
+            cloud.slow_answers["DescribeInstances"] = 1.0
+            before = cloud.calls["DescribeInstances"]
+            async with asyncio.timeout(5):
+                while cloud.calls["DescribeInstances"] == before:
+                    await asyncio.sleep(0.02)
+
+    async def test_one_that_cannot_be_ended_keeps_no_other(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            async with backend.machine() as first, backend.machine() as second:
+                for machine in (first, second):
+                    await backend.vmms.copy_in(machine, inputs(make("echo in")), limit())
+                    await backend.vmms.run_job(machine)
+            cloud.fail("TerminateInstances", "OperationNotPermitted")
+            await backend.vmms.close()
+            (protected,) = await cloud.living()
+            await cloud.end(protected["InstanceId"])
+
+    async def test_one_whose_launch_is_under_way_is_ended(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path) as backend:
+            cloud.slow_answers["RunInstances"] = 1.0
+            launching = asyncio.create_task(backend.vmms.initialize_vm(backend.spec(), "tester"))
+            async with asyncio.timeout(5):
+                while not cloud.calls["RunInstances"]:
+                    await asyncio.sleep(0.02)
+            launching.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await launching
 
 
 class TestAccounts:
@@ -274,6 +327,37 @@ class TestAccounts:
             await successor.close()
             assert not file.exists() and not await cloud.living()
             assert not (await cloud.clients[OTHER_KEY].describe_key_pairs())["KeyPairs"]
+
+    async def test_it_is_not_forgotten_for_the_job_that_just_brings_it(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, subnets=()) as backend:
+            own = Credentials(key_id=OTHER_KEY, secret=SECRET)
+            spec = backend.spec(cloud=CloudChoice(account=own.account))
+            await backend.vmms.know(own)  # type: ignore[attr-defined]
+            first = await backend.vmms.initialize_vm(spec, "tester")
+            cloud.slow_answers["DeleteKeyPair"] = 0.5
+            before = cloud.calls["DeleteKeyPair"]
+            ending = asyncio.create_task(backend.vmms.destroy_vm(first))
+            async with asyncio.timeout(5):
+                while cloud.calls["DeleteKeyPair"] == before:
+                    await asyncio.sleep(0.02)
+            await backend.vmms.know(own)  # type: ignore[attr-defined]
+            second = await backend.vmms.initialize_vm(spec, "tester")
+            await ending
+            await backend.vmms.destroy_vm(second)
+            assert not list((tmp_path / "state/ec2/accounts").iterdir())
+
+    async def test_it_is_remembered_until_our_key_pair_has_gone(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, subnets=()) as backend:
+            own = Credentials(key_id=OTHER_KEY, secret=SECRET)
+            await backend.vmms.know(own)  # type: ignore[attr-defined]
+            spec = backend.spec(cloud=CloudChoice(account=own.account))
+            machine = await backend.vmms.initialize_vm(spec, "tester")
+            cloud.fail("DeleteKeyPair", "NotNow")
+            await backend.vmms.destroy_vm(machine)
+            assert (await cloud.clients[OTHER_KEY].describe_key_pairs())["KeyPairs"]
+            assert await backend.vmms.get_vms() == []
+            assert not (await cloud.clients[OTHER_KEY].describe_key_pairs())["KeyPairs"]
+            assert not list((tmp_path / "state/ec2/accounts").iterdir())
 
     async def test_one_that_is_ours_anyway_shows_each_instance_once(self, backend: Backend) -> None:
         ours = Credentials(key_id=KEY, secret=SECRET)

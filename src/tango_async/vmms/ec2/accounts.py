@@ -7,6 +7,7 @@ the first instance is asked for until none is left there: without them nobody co
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections import Counter, defaultdict
@@ -21,6 +22,8 @@ from ...errors import Unsuitable, VmmsError, VmmsUnavailable
 from ...machine import Credentials
 from .client import Account
 from .instances import INSTALL
+
+log = logging.getLogger(__name__)
 
 OWN = ""
 """The settings' own account."""
@@ -43,6 +46,8 @@ class Accounts:
         """When jobs brought an account that have not asked for a machine there since."""
         self._used: Counter[str] = Counter()
         self._keying = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        """Held while a job's account is kept or forgotten: else it might be forgotten for the job that brings it."""
 
     async def open(self) -> None:
         """Raises VmmsUnavailable."""
@@ -54,7 +59,8 @@ class Accounts:
 
     async def close(self) -> None:
         for name in list(self._keyed):
-            await self._drop_key(name)
+            with suppress(VmmsError):
+                await self._drop_key(name)
         for client in self._clients.values():
             await client.close()
         self._clients.clear()
@@ -85,13 +91,17 @@ class Accounts:
         return True
 
     async def _drop_key(self, account: str) -> None:
+        """Raises VmmsError."""
         self._keyed.discard(account)
-        with suppress(VmmsError):
-            await (await self.get(account)).call("delete_key_pair", KeyName=self._key_name)
+        await (await self.get(account)).call("delete_key_pair", KeyName=self._key_name)
 
-    def keep(self, credentials: Credentials) -> None:
+    async def keep(self, credentials: Credentials) -> None:
         """From now on `get` knows the account, also after a restart. Raises VmmsUnavailable."""
-        self._brought_s[credentials.account].append(time.monotonic())
+        async with self._changing:
+            self._brought_s[credentials.account].append(time.monotonic())
+            await asyncio.to_thread(self._write, credentials)
+
+    def _write(self, credentials: Credentials) -> None:
         file = self._file(credentials.account)
         if file.exists():
             return
@@ -110,12 +120,15 @@ class Accounts:
     def used(self, account: str) -> Iterator[None]:
         """While a machine is made there, the account is not forgotten."""
         self._used[account] += 1
-        if brought := self._brought_s.get(account):
-            brought.pop(0)
         try:
             yield
         finally:
             self._used[account] -= 1
+
+    def arrived(self, account: str) -> None:
+        """A job that brought it asks for its machine now."""
+        if brought := self._brought_s.get(account):
+            brought.pop(0)
 
     def idle(self, account: str) -> bool:
         """Whether no job is on its way to a machine there."""
@@ -142,9 +155,20 @@ class Accounts:
         return [OWN, *sorted(file.stem for file in self._directory.glob("*.json"))]
 
     async def forget(self, account: str) -> None:
-        """Once nothing is left there. The settings' own stays."""
-        if account != OWN:
-            await self._drop_key(account)
+        """Once nothing is left there, and no job is on its way; if AWS does not answer, a later call does it.
+
+        The settings' own stays.
+        """
+        async with self._changing:
+            if account == OWN or not self.idle(account):
+                return
+            try:
+                await self._drop_key(account)
+            except Unsuitable:
+                pass  # who revoked the credentials has the account to himself
+            except VmmsError as e:
+                log.info("an account that a job brought has our key pair still: %s", e)
+                return
             self._brought_s.pop(account, None)
             with suppress(FileNotFoundError):
                 self._file(account).unlink()

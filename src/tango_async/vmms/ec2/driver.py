@@ -12,6 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from uuid import uuid4
 
 from msgspec import structs
@@ -128,8 +129,7 @@ class Ec2Ssh:
     async def close(self) -> None:
         for vm in self._vms.values():
             await vm.link.close()
-        with suppress(VmmsError):
-            await self._fleet.end_idle()
+        await self._fleet.close()
         await self._accounts.close()
 
     async def get_images(self) -> list[str]:
@@ -151,7 +151,7 @@ class Ec2Ssh:
         """A job's own account, before a machine is made there."""
         if not self._settings.job_accounts:
             raise Unsuitable("addJob's accessKeyId: ec2.job_accounts is off here")
-        await asyncio.to_thread(self._accounts.keep, credentials)
+        await self._accounts.keep(credentials)
 
     # -- machines ----------------------------------------------------------------------------------
 
@@ -161,6 +161,7 @@ class Ec2Ssh:
         if self._settings.reuse and await self._fleet.take(machine):
             return machine
         with self._accounts.used(choice.account):
+            self._accounts.arrived(choice.account)
             launch = await self._launch(machine, choice)
             log.info("machine %s: asking for an instance of %s from %s", machine.id, launch.types[0], launch.ami)
             try:
@@ -173,10 +174,11 @@ class Ec2Ssh:
 
     async def _ask(self, launch: Launch, choice: CloudChoice) -> str:
         account, loop = await self._accounts.get(choice.account), asyncio.get_running_loop()
+        abandon = partial(self._fleet.abandon, machine=launch.machine)
         until_s, pause_s = loop.time() + ROOM_S, ROOM_PAUSE_S[0]
         while True:
             try:
-                return await launch.run(account)
+                return await launch.run(account, abandon)
             except NoCapacity as e:
                 if loop.time() + pause_s > until_s:
                     raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,7 @@ from .instances import Instance
 
 log = logging.getLogger(__name__)
 
+CLOSE_S = 20.0
 LIVING = ("pending", "running", "stopping", "stopped")
 NOTICED = re.compile(r"marked-for-|instance-(terminated|stopped)-(by|no)|request-canceled-and-instance-running")
 _HOST_KEY = re.compile(r"^(ssh-ed25519|ecdsa-sha2-nistp256|ssh-rsa) [A-Za-z0-9+/=]+", re.MULTILINE)
@@ -137,15 +138,24 @@ class Fleet:
         """Returns when AWS is ending the machine's instances: there are two if a lost request was made again."""
         seat = self._seats.get(machine.id)
         name = seat.account if seat else _account_of(machine)
+        await self._terminate(machine, name, {seat.instance} if seat else set())
+        self._seats.pop(machine.id, None)
+        await self._leave(name)
+
+    async def _end(self, instance: str, machine: Machine) -> None:
+        """Ends an instance that has no seat."""
+        name = _account_of(machine)
+        await self._terminate(machine, name, {instance})
+        await self._leave(name)
+
+    async def _terminate(self, machine: Machine, name: str, ids: set[str]) -> None:
+        """Ends these, and all that have the machine's tag."""
         account = await self._accounts.get(name)
-        ids = {seat.instance} if seat else set()
         described = await self._described(name, Filters=[_filter(instances.MACHINE, machine.id)])
-        ids |= {one.id for one in described if not one.gone}
+        ids = ids | {one.id for one in described if not one.gone}
         if ids:
             with suppress(Gone):
                 await account.call("terminate_instances", InstanceIds=sorted(ids))
-        self._seats.pop(machine.id, None)
-        await self._leave(name)
 
     async def _leave(self, name: str) -> None:
         """Forgets a job's account once nothing of ours is there."""
@@ -174,44 +184,73 @@ class Fleet:
         """The instance is clean, and waits for the next job that needs such a one."""
         seat = self._seats.pop(machine.id)
         self._idle[seat.instance] = machine
-        self._spawn(self._end_unused(seat.instance, machine))
+        asyncio.get_running_loop().call_later(self._settings.idle_s, self._unused_since, seat.instance, machine)
 
-    async def _end_unused(self, instance: str, machine: Machine) -> None:
-        await asyncio.sleep(self._settings.idle_s)
+    def _unused_since(self, instance: str, machine: Machine) -> None:
         if self._idle.get(instance) is machine:
-            del self._idle[instance]
-            try:
-                await self.end(machine)
-            except VmmsError as e:
-                log.warning("instance %s could not be ended yet: %s", instance, e)
+            self._spawn(self._end_waiting(instance))
+
+    async def _end_waiting(self, instance: str) -> None:
+        if (last := self._idle.pop(instance, None)) is not None:
+            await self._end(instance, last)
 
     async def take(self, machine: Machine) -> bool:
         """Gives the machine an instance that waits for such a one. False if there is none."""
         for instance, last in list(self._idle.items()):
-            if last.spec != machine.spec or instance not in self._idle:
+            if last.spec != machine.spec or self._idle.pop(instance, None) is None:
                 continue
-            del self._idle[instance]
-            name = _account_of(last)
-            found = await self._described(name, InstanceIds=[instance])
-            if not found or found[0].state != "running":
-                continue
-            await self.tag(found[0], instances.tags_of(self._install, machine, found[0].host_key))
-            self.made(instance, machine, name)
-            log.info("machine %s is instance %s again", machine.id, instance)
-            return True
+            try:
+                if await self._given(instance, last, machine):
+                    return True
+            except BaseException:
+                # It may have either machine's tag now.
+                self._spawn(self._end(instance, machine))
+                raise
         return False
 
-    async def end_idle(self) -> None:
-        """Ends all that wait."""
-        for task in self._tasks:
-            task.cancel()
-        while self._idle:
-            await self.end(self._idle.popitem()[1])
+    async def _given(self, instance: str, last: Machine, machine: Machine) -> bool:
+        name = _account_of(last)
+        try:
+            found = await self._described(name, InstanceIds=[instance])
+        except Gone:
+            return False
+        if not found or found[0].state != "running":
+            return False
+        await self.tag(found[0], instances.tags_of(self._install, machine, found[0].host_key))
+        self.made(instance, machine, name)
+        log.info("machine %s is instance %s again", machine.id, instance)
+        return True
+
+    # -- what nobody uses --------------------------------------------------------------------------
+
+    def abandon(self, launch: Awaitable[str], machine: Machine) -> None:
+        """Ends the instance that comes of a launch whose caller is gone."""
+        self._spawn(self._end_launched(launch, machine))
+
+    async def _end_launched(self, launch: Awaitable[str], machine: Machine) -> None:
+        with self._accounts.used(_account_of(machine)):
+            instance = await launch
+        log.info("instance %s came too late and is ended", instance)
+        await self._end(instance, machine)
+
+    async def close(self) -> None:
+        """Ends all that wait, and waits until what nobody uses is ended, or for so long."""
+        for instance in list(self._idle):
+            self._spawn(self._end_waiting(instance))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_S)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(self._logged(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _logged(self, work: Coroutine[Any, Any, None]) -> None:
+        """What cannot be ended now is found as a stray."""
+        try:
+            await work
+        except VmmsError as e:
+            log.warning("an instance could not be ended yet: %s", e)
 
 
 def _account_of(machine: Machine) -> str:

@@ -6,9 +6,10 @@ the answer; the machine's id is the launch's client token, so that a repeated re
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,20 +146,30 @@ class Launch:
     tags: Mapping[str, str]
     user_data: str
 
-    async def run(self, account: Account) -> str:
-        """Answers the instance's id. Raises NoCapacity when none of the ways has room, Unsuitable, VmmsUnavailable."""
+    async def run(self, account: Account, abandon: Callable[[Awaitable[str]], None]) -> str:
+        """Answers the instance's id. Raises NoCapacity when none of the ways has room, Unsuitable, VmmsUnavailable.
+
+        A cancel breaks off no request, since what it has made would then be nobody's: `abandon` gets its answer.
+        """
         refused: list[NoCapacity] = []
         for number, (spot, machine_type, subnet) in enumerate(self._ways()):
             request = self._request(machine_type, subnet, spot=spot)
             request["ClientToken"] = f"{self.machine.id}-{number}"
+            asked = asyncio.ensure_future(self._asked(account, request))
             try:
-                answer = await account.call("run_instances", **request)
+                return await asyncio.shield(asked)
+            except asyncio.CancelledError:
+                abandon(asked)
+                raise
             except NoCapacity as e:
                 log.info("machine %s: %s", self.machine.id, e)
                 refused.append(e)
-                continue
-            return str(answer["Instances"][0]["InstanceId"])
         raise NoCapacity(f"AWS gives no instance of {', '.join(self.types)}: {refused[-1]}")
+
+    @staticmethod
+    async def _asked(account: Account, request: Mapping[str, Any]) -> str:
+        answer = await account.call("run_instances", **request)
+        return str(answer["Instances"][0]["InstanceId"])
 
     def _ways(self) -> Iterator[tuple[bool, str, str]]:
         for spot in (True, False) if self.settings.spot else (False,):
