@@ -191,6 +191,10 @@ class TestFaults:
                 with pytest.raises(MachineLost, match="terminated"):
                     await backend.vmms.run_job(machine)
 
+    async def test_one_out_of_reach_makes_no_job_overdue(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, lost_s=600.0) as backend:
+            assert backend.vmms.capabilities.overtime_s > 600
+
     async def test_one_that_waits_is_known_to_be_gone(self, cloud: Cloud, backend: Backend) -> None:
         async with backend.machine() as machine:
             await backend.vmms.wait_vm(machine)

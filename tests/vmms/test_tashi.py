@@ -206,6 +206,9 @@ class TestTroubles:
                 with pytest.raises(MachineLost):
                     await backend.vmms.wait_vm(machine)
 
+    async def test_a_vm_out_of_reach_makes_no_job_overdue(self, settings: Settings) -> None:
+        assert TashiSsh(changed(settings, lost_s=600.0), "another").capabilities.overtime_s > 600
+
     async def test_an_idle_machine_that_vanished_is_noticed(self, backend: Backend, manager: ClusterManager) -> None:
         async with backend.machine() as machine:
             await manager._destroy(next(iter(manager.vms)))

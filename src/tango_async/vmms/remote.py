@@ -27,6 +27,9 @@ from .collector import collected
 
 GUARD_S = 15
 """How much later than its deadline the supervisor ends a run whose own timer was stopped."""
+OVERTIME_S = 60.0
+"""How much later a run may be heard to have ended, beyond the longest that its VM may be out of reach: it is no
+fault of the job's, and the supervisor ends it in time all the same."""
 OUTPUT_SLACK_BYTES = 4 * 1024**2
 """How much more output is kept than what ends a job, so that the dispatcher sees which one it was."""
 FALLBACK_UID = 64_123

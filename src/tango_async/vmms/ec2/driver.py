@@ -30,7 +30,7 @@ from ...errors import (
 )
 from ...machine import Capabilities, CloudChoice, Credentials, Exit, InputFile, Limits, Machine, MachineSpec
 from ..bootstrap import archive
-from ..remote import GUARD_S
+from ..remote import GUARD_S, OVERTIME_S
 from ..ssh import Link, Reach, new_key, public_key
 from ..vm import Vm
 from . import instances
@@ -58,10 +58,11 @@ class Ec2Ssh:
 
     name = "ec2SSH"
     capabilities = Capabilities(
-        adopt=True, prestart=True, network=True, clouds=True, overtime_s=60.0, idle_bytes=1024**2
+        adopt=True, prestart=True, network=True, clouds=True, overtime_s=OVERTIME_S, idle_bytes=1024**2
     )
 
     def __init__(self, settings: Settings, install: str) -> None:
+        self.capabilities = replace(self.capabilities, overtime_s=settings.ec2.lost_s + OVERTIME_S)
         self._settings = settings.ec2
         self._install = install
         self._limits = settings.limits
@@ -158,10 +159,10 @@ class Ec2Ssh:
     async def initialize_vm(self, spec: MachineSpec, owner: str) -> Machine:
         choice = spec.cloud or DEFAULT
         machine = Machine(id=f"tango-{uuid4().hex[:16]}", spec=spec, nonce=secrets.token_hex(16), owner=owner)
-        if self._settings.reuse and await self._fleet.take(machine):
-            return machine
         with self._accounts.used(choice.account):
             self._accounts.arrived(choice.account)
+            if self._settings.reuse and await self._fleet.take(machine):
+                return machine
             launch = await self._launch(machine, choice)
             log.info("machine %s: asking for an instance of %s from %s", machine.id, launch.types[0], launch.ami)
             try:

@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import msgspec
 
@@ -21,7 +22,7 @@ from ...config import Settings
 from ...errors import ConfigError, ImageNotFound, MachineLost, NoCapacity, Unsuitable, VmmsError, VmmsUnavailable
 from ...machine import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
 from ..bootstrap import archive
-from ..remote import GUARD_S
+from ..remote import GUARD_S, OVERTIME_S
 from ..ssh import Link, Reach, public_key
 from ..vm import Vm
 from .pickles import Record
@@ -55,11 +56,12 @@ class TashiSsh:
     """Instances that one cluster manager makes."""
 
     name = "tashiSSH"
-    capabilities = Capabilities(adopt=True, prestart=True, network=True, overtime_s=60.0, idle_bytes=MB)
+    capabilities = Capabilities(adopt=True, prestart=True, network=True, overtime_s=OVERTIME_S, idle_bytes=MB)
 
     def __init__(self, settings: Settings, install: str) -> None:
         """Raises ConfigError."""
         _check(settings)
+        self.capabilities = replace(self.capabilities, overtime_s=settings.tashi.lost_s + OVERTIME_S)
         self._settings = settings.tashi
         self._limits = settings.limits
         self._prefix = f"tango-{hashlib.sha256(install.encode()).hexdigest()[:12]}-"
