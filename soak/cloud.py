@@ -29,6 +29,8 @@ WAIT_S = BOOT_S + 60.0
 """The least `machine_wait_s` with this `boot_s`. What nobody owns goes after that and a tenth."""
 OWN_ACCOUNT_SHARE = 0.1
 JOBS_SECRET = f"{SECRET}-of-a-job"
+BUSY_SHARE = 0.8
+"""So often it meets an instance on which a job runs, if there is one."""
 SLOW_S = 2.5
 ALWAYS = 10**9
 
@@ -119,7 +121,8 @@ class OneOf:
         running = [n for n, vm in self._cloud.vms.items() if vm.alive and (self._is_spot(n) or not spot_only)]
         if not running:
             return False
-        name = self._chance.choice(running)
+        busy = [name for name in running if self._cloud.vms[name].busy]
+        name = self._chance.choice(busy if busy and self._chance.random() < BUSY_SHARE else running)
         vm = self._cloud.vms[name]
         self._chosen = name, vm, asyncio.get_running_loop().time()
         match what:
@@ -174,7 +177,7 @@ class Instances:
     wishes: ClassVar = Wishes(
         [*(Wish(2, "crash", f"instance-{i}", 0) for i in range(2)), Wish(2, "take back", "instance-2", 4)],
         [
-            Wish(4, "cut off", "api", 12),
+            *(Wish(2, "cut off", "api", longest_s) for longest_s in (12, 40)),
             Wish(3, "throttle", "api", 8),
             Wish(3, "lose answers of", "api", 5),
             Wish(2, "slow", "api", 8),

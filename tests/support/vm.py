@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -166,11 +167,22 @@ class SshVm:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def _init(self) -> str:
+        """The process id of its first process. Raises OSError or IndexError if it has none."""
+        assert self.process is not None
+        return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs there."""
+        with suppress(OSError, IndexError):
+            runs = Path(f"/proc/{self._init()}/root/var/lib/tango-runs")
+            return any(not (run / "exit").exists() for run in runs.iterdir())
+        return False
+
     def sh(self, script: str) -> str:
         """Runs a command as root on the VM, without its sshd."""
-        assert self.process is not None
-        init = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0]
-        enter = ["nsenter", "--target", init, "--mount", "--pid", "--root", "--wd=/", "sh", "-c", script]
+        enter = ["nsenter", "--target", self._init(), "--mount", "--pid", "--root", "--wd=/", "sh", "-c", script]
         return subprocess.run(enter, check=True, capture_output=True, text=True).stdout
 
     def cut(self) -> None:

@@ -191,6 +191,32 @@ class TestFaults:
                 with pytest.raises(MachineLost, match="terminated"):
                     await backend.vmms.run_job(machine)
 
+    @pytest.mark.parametrize("spot", [False, True])
+    async def test_a_running_job_needs_no_api(
+        self, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spot: bool
+    ) -> None:
+        monkeypatch.setattr(client, "TRIES", 1)
+        monkeypatch.setattr(driver, "SPOT_LOOK_S", 0.1)
+        async with backend_on(cloud, tmp_path, spot=spot) as backend, backend.machine() as machine:
+            await backend.vmms.copy_in(machine, inputs(make("sleep 1")), limit())
+            cloud.away = True
+            assert await backend.vmms.run_job(machine) == Exit(0)
+            cloud.away = False
+
+    async def test_a_job_is_adopted_though_the_api_goes_away(
+        self, cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(client, "TRIES", 1)
+        async with backend.machine() as machine:
+            await backend.vmms.copy_in(machine, inputs(make("sleep 1")), limit())
+            successor = await backend.open()
+            assert await successor.get_vms() == [machine]
+            cloud.away = True
+            await successor.adopt(machine)
+            assert await successor.run_job(machine) == Exit(0)
+            cloud.away = False
+            await successor.close()
+
     async def test_one_out_of_reach_makes_no_job_overdue(self, cloud: Cloud, tmp_path: Path) -> None:
         async with backend_on(cloud, tmp_path, lost_s=600.0) as backend:
             assert backend.vmms.capabilities.overtime_s > 600

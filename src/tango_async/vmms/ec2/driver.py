@@ -73,6 +73,8 @@ class Ec2Ssh:
         self._private_key = ""
         self._sizes: dict[str, Size] = {}
         self._vms: dict[str, Vm] = {}
+        self._listed: dict[str, Instance] = {}
+        """By machine, as the last listing had them."""
         self._ended_well: set[str] = set()
         self._failed: dict[str, str] = {}
         """Machine → why its job was lost or never started."""
@@ -325,16 +327,20 @@ class Ec2Ssh:
         return how
 
     async def _until_taken_back(self, machine: Machine) -> None:
-        """Raises MachineReclaimed in time; on an instance that is paid for by the hour, nothing comes."""
-        if not (instance := await self._fleet.find(machine)) or not instance.spot:
-            return
-        while True:
-            await asyncio.sleep(SPOT_LOOK_S)
+        """Raises MachineReclaimed in time; on an instance that is paid for by the hour, nothing comes.
+
+        A job that runs needs no API: while that is away, there is no notice.
+        """
+        instance: Instance | None = None
+        while instance is None or instance.spot:
             with suppress(VmmsUnavailable):
-                if why := await self._fleet.notice(instance):
+                if instance is None:
+                    instance = await self._fleet.find(machine)
+                elif why := await self._fleet.notice(instance):
                     log.warning("spot instance %s of machine %s will be taken back: %s", instance.id, machine.id, why)
                     await asyncio.sleep(SPOT_GRACE_S)
                     raise MachineReclaimed(f"spot instance {instance.id}: {why}")
+            await asyncio.sleep(SPOT_LOOK_S)
 
     async def copy_out(self, machine: Machine) -> AsyncIterator[bytes]:
         async for chunk in (await self._known(machine)).copy_out():
@@ -374,10 +380,15 @@ class Ec2Ssh:
         return True
 
     async def get_vms(self) -> list[Machine]:
-        return [instance.machine for instance in await self._fleet.all()]
+        self._listed = {instance.machine.id: instance for instance in await self._fleet.all()}
+        return [instance.machine for instance in self._listed.values()]
 
     async def adopt(self, machine: Machine) -> None:
-        instance = await self._fleet.find(machine)
+        """Of a machine that was just listed the API is not asked again: if it went away now, its job would be lost."""
+        if (instance := self._listed.get(machine.id)) is not None:
+            self._fleet.made(instance.id, machine, instance.account)
+        else:
+            instance = await self._fleet.find(machine)
         if instance is None or instance.gone or not instance.host_key:
             raise MachineLost(f"machine {machine.id}: its instance is gone")
         vm = self._vm(instance, sent=True)
