@@ -39,7 +39,7 @@ SHORT = [
         18,
         ("kill engine", "cut off engine", "kill bucket", "pause bucket", "hold ways to the bucket"),
     ),
-    Short("ec2SSH", "seaweedfs", 20, 1307, ("crash instance", "cut off API", "do not boot instance")),
+    Short("ec2SSH", "seaweedfs", 20, 1307, ("cut off API", "do not boot instance")),
 ]
 ALWAYS = ("kill dispatcher", "kill redis", "kill server")
 
