@@ -17,7 +17,6 @@ from jobs import STARTS
 from plan import Part, Wish, Wishes
 
 from support.ec2 import EVERY, KEY, LOST, OTHER_KEY, REGION, SECRET, Cloud, Fault, cloud_on, moto
-from support.fixtures_ec2 import missing
 from support.vm import SshVm
 
 DISPATCHERS = 3
@@ -202,7 +201,7 @@ class Instances:
 
     @staticmethod
     def missing() -> list[str]:
-        return [missing()] if missing() else []
+        return [SshVm.missing()] if SshVm.missing() else []
 
     async def open(self) -> None:
         motos = {key: self._stack.enter_context(moto()) for key in (KEY, OTHER_KEY)}
