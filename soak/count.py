@@ -99,11 +99,10 @@ def ends(directory: Path, prefix: str) -> Counter[int]:
     return found
 
 
-def jobs_of(machines: Set[str], directory: Path, prefix: str) -> set[int]:
-    """The jobs that were ever on these machines."""
+def jobs_of(machines: Set[str], directory: Path, prefix: str) -> Counter[int]:
+    """Job id → on how many of these machines it was."""
     key, found = f"{prefix}machines".encode(), set()
     for words in commands(directory):
         if words[0].upper() == b"HSET" and words[1] == key:
-            pairs = zip(words[2::2], words[3::2], strict=True)
-            found |= {int(job) for machine, job in pairs if machine.decode() in machines}
-    return found
+            found |= set(zip(words[2::2], words[3::2], strict=True))
+    return Counter(int(job) for machine, job in found if machine.decode() in machines)

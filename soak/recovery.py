@@ -52,8 +52,8 @@ class Recovery:
             await asyncio.wait(self._tasks, timeout=LONGEST_S)
 
     async def _watch(self, part: str, kind: str, works: Works) -> None:
-        back, end = time.monotonic(), time.monotonic() + LONGEST_S
-        while time.monotonic() < end:
+        back = time.monotonic()
+        while time.monotonic() < self._whole_since(part, back) + LONGEST_S:
             if part in self._away:
                 return  # it was killed again; that torment has a watch of its own
             if await works(back):
@@ -62,6 +62,13 @@ class Recovery:
                 return
             await asyncio.sleep(LOOK_S)
         self.never.append(part)
+
+    def _whole_since(self, part: str, back: float) -> float:
+        """When all that it stands on was back; now, while something of that is away."""
+        needs = self._stands_on(part)
+        if self._away.intersection(needs):
+            return time.monotonic()
+        return max(back, *(self._back.get(p, 0.0) for p in needs))
 
     def _stands_on(self, part: str) -> list[str]:
         to_servers = [f"{server.name}{what}" for server in self._stage.servers for what in ("", "-redis", "-clients")]

@@ -104,12 +104,13 @@ def _starts(seen: Evidence, accepted: list[Submission], runs: dict[str, Runs]) -
     known = {s.token for s in seen.load.submissions}
     strangers = [f"a program of {token}" for token in runs if token not in known]
     destroyed, away, held, unexplained, wrong = [], [], [], list(strangers), []
-    lost = seen.tormentor.lost_machines | jobs_of(seen.stage.backend.lost, seen.stage.aof, PREFIX)
+    lost = jobs_of(seen.stage.backend.lost, seen.stage.aof, PREFIX)
     for s in accepted:
         its = runs.get(s.token, Runs())
         if len(its.began) > 1:
             what = f"job {s.id} ({s.kind.name}, {s.token}): {len(its.began)} starts"
-            if set(s.ids) & lost:
+            ended = len(its.began) - 1 <= sum(lost[i] for i in set(s.ids))
+            if ended or set(s.ids) & seen.tormentor.lost_machines:
                 destroyed.append(what)
             elif _engine_died(seen, its):
                 away.append(what)
