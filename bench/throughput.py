@@ -85,7 +85,7 @@ async def _compare(what: str, feed: Feed, floors: dict[str, Job], jobs: int, rou
                 await at_once(floor, jobs, best[name])
     figures = []
     for name, took in theirs.items():
-        beside, aim = f"{name}, {best[name]} at a time", ">= 0.8 x floor" if name == ALONE else ""
+        beside, aim = f"{name}, {best[name]} at a time", ">= 0.9 x floor" if name == ALONE else ""
         figures += [
             Figure(f"{what}, {jobs} trivial jobs", "jobs/min", mine.rates, took.rates, beside, aim),
             Figure(f"{what}, processor time a job", "ms", mine.cpu_ms, took.cpu_ms, f"{beside}, its client included"),

@@ -16,7 +16,7 @@ from tango_async.vmms.base import Vmms
 from tango_async.vmms.bootstrap import archive
 
 MB = 1024**2
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Driver(Vmms, Protocol):
