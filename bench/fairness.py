@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from pathlib import Path
 from uuid import uuid4
 
 import msgspec
 from client import Connection, Outputs, each_in_turn
-from figures import Figure, Line, Plot, Report
+from figures import Figure, Line, Plot, Report, percentile
 from guarantees import ended, settings_for
 from host import job, redis, service
 from machines import Idle
@@ -25,6 +26,8 @@ from tango_async.queue.redis import Queue
 SLOTS = 32
 LANES = 20
 SHORT_S = 0.05
+ONE_JOB_MS = 1000
+"""What a job of the flood takes."""
 
 
 async def fairness(directory: Path, quick: bool) -> Report:
@@ -45,7 +48,11 @@ async def beside_a_flood(directory: Path, jobs: int) -> Report:
         await each_in_turn(running.url, 16, range(jobs), job, "/addJob/test/flooding-lab1/")
         beside = await _one_a_second(running, range(1000, 1000 + int(takes_s * 0.9)), "calm-lab1")
     what = f"a course's wait while another's {jobs:,} jobs hold all {SLOTS} slots"
-    aim, first = "<= 1,000 at p95: one job of the other's", f"in order of arrival: up to {takes_s * 1000:,.0f} ms"
+    most, p99 = ONE_JOB_MS + statistics.median(alone), percentile(beside, 0.99)
+    aim = f"p99 <= {most:,.0f}: one job of the other's, and its own median with nobody else there"
+    first = (
+        f"p99 is {p99:,.0f}: {'held' if p99 <= most else 'missed'}; in order of arrival: up to {takes_s * 1000:,.0f} ms"
+    )
     times = [n for n, _ in enumerate(beside)]
     return Report(
         [Figure(what, "ms", beside, alone, "nobody else there", aim, tail=True, note=first)],
