@@ -72,7 +72,7 @@ async def _measure(name: str, directory: Path, url: str, jobs: int) -> dict[str,
     if name == OURS[0]:
         return await _scripts(settings_for(directory, url), jobs)
     if name == OURS[1]:
-        return {"drain": await whole_dispatcher(with_prefix(settings_for(directory, url)), jobs)}
+        return {"drain": await whole_dispatcher(with_prefix(settings_for(directory, url)), jobs, added_before=True)}
     command = [str(PYTHON), str(ROOT / "bench/peer.py"), name, url, str(jobs)]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     async with asyncio.timeout(120):
