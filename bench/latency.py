@@ -76,6 +76,9 @@ async def _free(connection: Connection) -> int:
 
 
 Wait = Callable[[], Awaitable[object]]
+Floors = dict[str, Job]
+Taken = dict[str, list[float]]
+"""Milliseconds of each job, of each floor."""
 
 
 async def _settled() -> None:
@@ -83,56 +86,66 @@ async def _settled() -> None:
     await asyncio.sleep(0.7)
 
 
-async def sequential(running: Service, numbers: Numbers, floor: Job, rounds: int, settle: Wait | None) -> Any:
-    """Milliseconds of service and floor one after the other, so that a slow minute hits both."""
-    mine, theirs = [], []
+async def sequential(
+    running: Service, numbers: Numbers, floors: Floors, rounds: int, settle: Wait | None
+) -> tuple[list[float], Taken]:
+    """Milliseconds of service and floors one after the other, so that a slow minute hits all."""
+    mine: list[float] = []
+    theirs: Taken = {name: [] for name in floors}
     for turn in range(rounds + WARM_UP):
         if settle is not None:
             await settle()
-        values = await alone(running, numbers.take(1)[0]), await floor()
+        values = await alone(running, numbers.take(1)[0]), *[await floor() for floor in floors.values()]
         if turn >= WARM_UP:
-            mine.append(values[0] * 1000)
-            theirs.append(values[1] * 1000)
+            for taken, value in zip((mine, *theirs.values()), values, strict=True):
+                taken.append(value * 1000)
     return mine, theirs
 
 
 async def bursts(
-    running: Service, numbers: Numbers, floor: Job, size: int, rounds: int, settle: Wait | None
-) -> tuple[list[float], list[float], float]:
+    running: Service, numbers: Numbers, floors: Floors, size: int, rounds: int, settle: Wait | None
+) -> tuple[list[float], Taken, float]:
     """Milliseconds of each job of all rounds; and the poll's resolution."""
     mine: list[float] = []
-    theirs: list[float] = []
+    theirs: Taken = {name: [] for name in floors}
     gaps: list[float] = []
     for _ in range(rounds):
         if settle is not None:
             await settle()
         mine += [s * 1000 for s in await burst(running, numbers.take(size), gaps)]
-        theirs += [s * 1000 for s in await at_once(floor, size, SLOTS)]
+        for name, floor in floors.items():
+            theirs[name] += [s * 1000 for s in await at_once(floor, size, SLOTS)]
     return mine, theirs, statistics.median(gaps) * 1000
 
 
 async def _all(
-    what: str, running: Service, numbers: Numbers, floor: Job, floor_is: str, rounds: int, settle: Wait | None, aim: str
+    what: str, running: Service, numbers: Numbers, floors: Floors, rounds: int, settle: Wait | None, aim: str
 ) -> list[Figure]:
-    mine, theirs = await sequential(running, numbers, floor, rounds, settle)
-    alone_note = "looked for every 1–2 ms"
-    figures = [Figure(f"{what}, alone", "ms", mine, theirs, floor_is, aim, tail=True, note=alone_note)]
+    """The aim is of the median of single jobs, beside the first of the floors."""
+    mine, theirs = await sequential(running, numbers, floors, rounds, settle)
+    note = "looked for every 1–2 ms"
+    figures = [
+        Figure(f"{what}, alone", "ms", mine, taken, name, aim if name == next(iter(floors)) else "", True, note)
+        for name, taken in theirs.items()
+    ]
     for size in (10, 50):
-        mine, theirs, gap = await bursts(running, numbers, floor, size, max(1, rounds * 2 // size), settle)
+        mine, theirs, gap = await bursts(running, numbers, floors, size, max(1, rounds * 2 // size), settle)
         note = f"looked for every {gap:.1f} ms"
-        beside = f"{floor_is}, {SLOTS} at a time"
-        figures.append(Figure(f"{what}, burst of {size}", "ms", mine, theirs, beside, tail=True, note=note))
+        figures += [
+            Figure(f"{what}, burst of {size}", "ms", mine, taken, f"{name}, {SLOTS} at a time", tail=True, note=note)
+            for name, taken in theirs.items()
+        ]
     return figures
 
 
 async def latency_sandbox(directory: Path, quick: bool) -> Report:
-    bare, numbers = bare_sandbox(directory), Numbers()
+    floors, numbers = {"bare bwrap": bare_sandbox(directory)}, Numbers()
     rounds = 20 if quick else 60
     options = {"TANGO_VMMS": "localSandbox"} | ROOM
     async with service(directory, "tango-http", "tango-dispatcher", **options) as running:
-        figures = await _all("sandbox, cold", running, numbers, bare, "bare bwrap", rounds, None, "<= 40")
+        figures = await _all("sandbox, cold", running, numbers, floors, rounds, None, "median <= 40")
         await _prepared(running, PREPARED)
-        figures += await _all("sandbox, prepared", running, numbers, bare, "bare bwrap", rounds, _settled, "")
+        figures += await _all("sandbox, prepared", running, numbers, floors, rounds, _settled, "median <= 25")
     return Report(figures)
 
 
@@ -149,17 +162,19 @@ async def docker_service(directory: Path) -> Any:
 
 
 async def latency_docker(directory: Path, quick: bool) -> Report:
+    """Beside the engine with its network `none`, as a client asks for it, and disabled, as the service does."""
     rounds, numbers = 8 if quick else 20, Numbers()
+    ways: dict[str, dict[str, Any]] = {"network `none`": {}, "network disabled": {"NetworkDisabled": True}}
     async with docker_service(directory) as (running, docker):
-        cold, warm = cold_container(docker), WarmContainers(docker)
-        beside = "create, start, wait"
-        figures = await _all("Docker, cold", running, numbers, cold, beside, rounds, None, "<= 1.3 x floor")
+        floors: Floors = {f"create, start, wait; {way}": cold_container(docker, **more) for way, more in ways.items()}
+        figures = await _all("Docker, cold", running, numbers, floors, rounds, None, "<= 1.3 x floor")
         await _prepared(running, PREPARED)
-        beside = "fed on stdin, prepared"
+        warm = {f"fed on stdin, prepared; {way}": WarmContainers(docker, **more) for way, more in ways.items()}
 
         async def settled() -> None:
-            await warm.prepare(PREPARED)
+            for floor in warm.values():
+                await floor.prepare(PREPARED)
             await _settled()
 
-        figures += await _all("Docker, prepared", running, numbers, warm, beside, rounds, settled, "<= 1.6 x floor")
+        figures += await _all("Docker, prepared", running, numbers, {**warm}, rounds, settled, "<= 1.6 x floor")
     return Report(figures)

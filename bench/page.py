@@ -12,7 +12,7 @@ BETWEEN = re.compile(r"(<!-- the last run -->\n).*(<!-- its end -->)", re.DOTALL
 
 def put_table(page: Path, host: str, figures: list[Figure], skipped: list[str]) -> None:
     """Replaces what stands between the marks; raises RuntimeError if there are none."""
-    notes = [f"- {figure.what}: {figure.note}" for figure in figures if figure.note]
+    notes = list(dict.fromkeys(f"- {figure.what}: {figure.note}" for figure in figures if figure.note))
     left_out = [f"- not measured, {why}" for why in skipped]
     text = "\n".join([f"On {host}.\n", markdown(figures), *notes, *left_out])
     written, found = BETWEEN.subn(lambda marks: f"{marks[1]}\n{text}\n\n{marks[2]}", page.read_text())

@@ -55,13 +55,13 @@ def _config(script: str, network: str = "none", **more: object) -> dict[str, Any
     return {"Image": IMAGE, "Cmd": ["sh", "-c", script], "User": "1001:1001", "HostConfig": host} | more
 
 
-def cold_container(docker: aiodocker.Docker) -> Job:
-    """create, start, wait."""
+def cold_container(docker: aiodocker.Docker, **more: object) -> Job:
+    """create, start, wait. `more` are further settings of the container."""
     script = "cd /home/autograde && printf 'autograde:\\n\\t@echo hello\\n' > Makefile && make"
 
     async def job() -> float:
         begun = time.perf_counter()
-        container = await docker.containers.create(_config(script))
+        container = await docker.containers.create(_config(script, **more))
         await container.start()
         await _ended_well(container)
         taken = time.perf_counter() - begun
