@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
 
 import page  # noqa: E402
+from costs import costs  # noqa: E402
 from fairness import fairness  # noqa: E402
 from figures import Figure, Plot, Report, table  # noqa: E402
 from guarantees import guarantees  # noqa: E402
@@ -45,6 +46,7 @@ PARTS: dict[str, Callable[[Path, bool], Awaitable[Report]]] = {
     "throughput-sandbox": throughput_sandbox,
     "throughput-docker": throughput_docker,
     "guarantees": guarantees,
+    "costs": costs,
     "peers": peers,
     "routes": routes,
     "list": listing,
