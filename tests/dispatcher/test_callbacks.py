@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from yarl import URL
 
 from dispatcher.conftest import Bench
+from support.redis_fleet import certificates
+from tango_async.config import MOST_REDIRECTS
+from tango_async.model import CallbackRecord, CallbackState
 
 Handler = Callable[[web.Request, int], Awaitable[web.Response]]
 
@@ -47,28 +54,52 @@ def status(code: int, **options: object) -> Handler:
     return answer
 
 
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
+@asynccontextmanager
+async def receiving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
     receiver = Receiver()
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", receiver.handle)
-    async with TestServer(app) as server:
-        receiver.url = str(server.make_url("/cb?dave=1"))
+    server = TestServer(app)
+    await server.start_server(ssl=tls)
+    receiver.url = str(server.make_url("/cb?dave=1"))
+    try:
+        yield receiver
+    finally:
+        await server.close()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as receiver:
         yield receiver
 
 
 @pytest.fixture
 def quick(bench: Bench) -> Bench:
     """No minimum age, so that the tests wait for deliveries and not for the clock."""
-    callbacks = msgspec.structs.replace(bench.settings.callbacks, min_age_s=0.0, unanswered_s=0.0, secret="s3cret")
+    change(bench, min_age_s=0.0, unanswered_s=0.0, secret="s3cret")
+    return bench
+
+
+def change(bench: Bench, **changes: object) -> None:
+    callbacks = msgspec.structs.replace(bench.settings.callbacks, **changes)
     bench.settings = msgspec.structs.replace(bench.settings, callbacks=callbacks)
     bench.queue._settings = bench.settings
-    return bench
 
 
 async def arrived(receiver: Receiver, number: int = 1) -> None:
     async with asyncio.timeout(15):
         while len(receiver.came) < number:
+            await asyncio.sleep(0.02)
+
+
+async def tried(bench: Bench, job_id: int, times: int = 1) -> CallbackRecord:
+    """How it stands with the callback when so many tries have come to their ends."""
+    async with asyncio.timeout(15):
+        while True:
+            record = await bench.queue.callback(job_id)
+            if record is not None and len(record.log) >= times:
+                return record
             await asyncio.sleep(0.02)
 
 
@@ -124,8 +155,7 @@ async def test_a_delivery_under_way_when_the_dispatcher_stops_is_made_again(quic
         await asyncio.sleep(30)
         return web.Response(status=204)
 
-    callbacks = msgspec.structs.replace(quick.settings.callbacks, timeout_s=0.1)
-    quick.settings = msgspec.structs.replace(quick.settings, callbacks=callbacks)
+    change(quick, timeout_s=0.1)
     receiver.answers = [hang]
     await quick.start()
     await quick.grade("exit 0", callback_url=receiver.url)
@@ -145,3 +175,78 @@ async def test_a_callback_waits_for_autolab_to_have_stored_the_id(bench: Bench, 
     assert 1.0 < (await bench.queue.next_due_s() or 0) <= 2.0
     assert receiver.came == []
     await arrived(receiver)
+
+
+@pytest.mark.parametrize(
+    ("trusted", "host", "delivered"),
+    [("ca", "127.0.0.1", True), ("another", "127.0.0.1", False), ("ca", "localhost", False)],
+)
+async def test_an_https_receiver_is_delivered_to_only_if_its_certificate_is_trusted_and_of_its_name(
+    quick: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: str, host: str, delivered: bool
+) -> None:
+    keys = certificates(tmp_path / "keys")
+    own = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    own.load_cert_chain(keys / "server.pem", keys / "server.key")
+    monkeypatch.setenv("SSL_CERT_FILE", str(keys / f"{trusted}.pem"))
+    async with receiving(own) as receiver:
+        await quick.start()
+        job, _ = await quick.grade("exit 0", callback_url=str(URL(receiver.url).with_host(host)))
+        record = await tried(quick, job.id)
+    if delivered:
+        assert (record.state, len(receiver.came)) == (CallbackState.DELIVERED, 1)
+    else:
+        assert (record.state, len(receiver.came)) == (CallbackState.PENDING, 0)
+        assert "CERTIFICATE_VERIFY_FAILED" in record.log[-1].text
+
+
+@pytest.mark.parametrize("destination", ["http://localhost:{port}/in", "//[::1]:{port}/in", "file:///etc/hostname"])
+async def test_a_redirect_to_a_host_that_is_not_allowed_is_not_followed(
+    quick: Bench, receiver: Receiver, destination: str
+) -> None:
+    change(quick, allow=("127.0.0.1",))
+    elsewhere = destination.format(port=URL(receiver.url).port)
+    receiver.answers = [status(307, headers={"Location": elsewhere})]
+    await quick.start()
+    job, _ = await quick.grade("exit 0", callback_url=receiver.url)
+    record = await tried(quick, job.id)
+    assert record.state is CallbackState.PENDING
+    assert record.log[-1].text.endswith("is not among callbacks.allow")
+    assert [path for path, *_ in receiver.came] == ["/cb"]
+
+
+async def test_a_redirect_to_another_host_that_is_allowed_is_followed(quick: Bench, receiver: Receiver) -> None:
+    change(quick, allow=("127.0.0.1", "localhost"))
+    receiver.answers = [status(307, headers={"Location": f"http://localhost:{URL(receiver.url).port}/in"})]
+    await quick.start()
+    job, _ = await quick.grade("exit 0", callback_url=receiver.url)
+    assert (await tried(quick, job.id)).state is CallbackState.DELIVERED
+    assert [path for path, *_ in receiver.came] == ["/cb", "/in"]
+
+
+async def test_redirects_without_end_are_a_failed_delivery(quick: Bench, receiver: Receiver) -> None:
+    receiver.answers = [status(302, headers={"Location": "/cb"})] * 50
+    await quick.start()
+    job, _ = await quick.grade("exit 0", callback_url=receiver.url)
+    record = await tried(quick, job.id)
+    assert (record.state, record.log[-1].text) == (CallbackState.PENDING, "too many redirects")
+    assert len(receiver.came) == 1 + MOST_REDIRECTS
+
+
+async def test_a_delivery_is_tried_ever_more_rarely_and_given_up_at_the_horizon(
+    quick: Bench, receiver: Receiver
+) -> None:
+    receiver.answers = [status(503)] * 50
+    change(quick, horizon_s=3600.0)
+    await quick.start()
+    job, _ = await quick.grade("exit 0", callback_url=receiver.url)
+    for number in range(1, 5):
+        record = await tried(quick, job.id, number)
+        assert record.state is CallbackState.PENDING
+        wait_s = record.due_ms / 1000 - record.log[-1].at_ms / 1000
+        assert 0.8 * 2 ** (number - 1) - 0.1 <= wait_s <= 1.2 * 2 ** (number - 1) + 0.1
+        if number == 4:
+            await quick.queue._command("HINCRBY", f"{quick.queue._prefix}job:{job.id}", "ended_ms", -3_600_000)
+        await quick.queue._command("ZADD", f"{quick.queue._prefix}outbox", "XX", 0, job.id)
+    record = await tried(quick, job.id, 5)
+    assert (record.state, record.tries, record.log[-1].text) == (CallbackState.UNSENT, 5, "503")
+    assert await quick.queue.next_due_s() is None

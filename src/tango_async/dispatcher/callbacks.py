@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import logging
 import random
+import ssl
 from contextlib import suppress
 from uuid import uuid4
 
@@ -49,7 +50,9 @@ class Callbacks:
     async def run(self, done: asyncio.Event) -> None:
         """Delivers until told to stop; deliveries under way are then cut off, and made by the next one."""
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s)
-        async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
+        trusted = aiohttp.TCPConnector(ssl=ssl.create_default_context())
+        cookies = aiohttp.DummyCookieJar()
+        async with aiohttp.ClientSession(connector=trusted, timeout=timeout, cookie_jar=cookies) as session:
             running: set[asyncio.Task[None]] = set()
             while not done.is_set():
                 wait_s = LOOK_S
