@@ -154,3 +154,25 @@ def test_a_wrong_pool_is_refused_by_name(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(config.ConfigError, match=r"pools"):
         config.load(file, environ={})
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("weight = 0", "weight"),
+        ("weight = nan", "weight"),
+        ("weight = inf", "weight"),
+        ("weight = -inf", "weight"),
+        ('weight = "x"', "weight"),
+        ("max_running = -1", "max_running"),
+        ("max_running_each = -1", "max_running_each"),
+        ("max_running = 1.5", "max_running"),
+        ('resubmission = "never"', "resubmission"),
+        ("wieght = 2", "wieght"),
+    ],
+)
+def test_a_wrong_share_of_a_course_is_refused_by_name(tmp_path: Path, table: str, said: str) -> None:
+    file = tmp_path / "tango.toml"
+    file.write_text(f'[[share.course]]\npattern = "x"\n{table}\n')
+    with pytest.raises(config.ConfigError, match=rf"share.*\b{said}\b"):
+        config.load(file, environ={})
