@@ -1,8 +1,7 @@
 """Random interleavings of every arrow, against a model that knows only the invariants of docs/states.md.
 
 The model says what each answer must be; after every step all keys in Redis are compared with it. Time
-is moved by writing older scores and times, so nothing sleeps. What is known to be broken and not mended
-yet stands at the end as expected failures, each with its shortest story.
+is moved by writing older scores and times, so nothing sleeps.
 """
 
 from __future__ import annotations
