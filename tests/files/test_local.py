@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -219,3 +221,35 @@ async def test_only_plain_files_of_plain_names_are_trimmed(
     assert ".tango" not in await store.labs()
     with pytest.raises(BadName):
         await store.trim_uploads([".."], unused_s=-2, most_bytes=0, spare_s=-2)
+
+
+@pytest.mark.parametrize("ahead_s", [7200, -7200])
+async def test_a_host_whose_clock_is_wrong_removes_nothing_young_and_spares_nothing_old(
+    store: LocalStore, lab: str, labs: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    right_s = time.time()
+    await put(store, "a", FIRST)
+    pinned = await store.pin(lab, [("a", "a")])
+    monkeypatch.setattr(time, "time", lambda: right_s + ahead_s)
+    pinned_here = await store.pin(lab, [("a", "a")])
+    await put_output(store, "1.1.success", lab, "out.txt", FIRST)
+    for name in ("young", "old"):
+        (labs / ".tango/tmp" / name).write_bytes(FIRST)
+    os.utime(labs / ".tango/tmp/old", (right_s - 5400, right_s - 5400))
+    assert await store.sweep(set(), age_s=3600) == 1
+    assert left(labs) == ["young"]
+    assert await store.old_outputs(age_s=3600) == []
+    assert await store.trim_uploads([lab], unused_s=3600, most_bytes=0, spare_s=3600) == (0, 0)
+    monkeypatch.undo()
+    assert await store.sweep(set(), age_s=3600) == 0
+    assert await read(store, pinned) == await read(store, pinned_here) == {"a": FIRST}
+
+
+async def test_a_full_disk_can_be_swept(tiny_disk: Path) -> None:
+    store = LocalStore(Store(courselabs=tiny_disk))
+    stray = tiny_disk / ".tango/tmp/stray"
+    with stray.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    assert await store.sweep(set(), age_s=-2) == 1
+    await store.close()

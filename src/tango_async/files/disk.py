@@ -13,7 +13,6 @@ import secrets
 import shutil
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -28,7 +27,7 @@ R = TypeVar("R")
 BLOCK = 1 << 18
 """Bytes read or hashed at a time."""
 
-RACY_NS = 2 * 10**9
+RACY_S = 2.0
 """A file changed so lately may change again within one tick of its clock, unseen: its md5 is not kept."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -49,6 +48,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def server_time_s(folder: Path) -> float:
+    """What the clock of the folder's file system shows, in seconds since the epoch: the time of a file made just now.
+
+    On a directory that hosts share that is the file server's clock, by which alone the times of all their
+    files can be compared.
+    """
+    probe = folder / secrets.token_hex(16)
+    try:
+        with probe.open("xb") as file:
+            return os.fstat(file.fileno()).st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def older(folder: Path, than: float) -> list[Path]:
@@ -143,11 +156,12 @@ class Incoming:
 
 
 class Md5s:
-    """The md5 of files, remembered by inode, modification time and size."""
+    """The md5 of files, remembered by inode, modification time and size; `now_s` is the clock of those times."""
 
     LIMIT = 200_000
 
-    def __init__(self) -> None:
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
         self._known: dict[tuple[int, int], tuple[int, int, str]] = {}
 
     def learn(self, path: Path, md5: str) -> None:
@@ -171,7 +185,7 @@ class Md5s:
             after = os.fstat(file.fileno())
         md5 = digest.hexdigest()
         unchanged = (at.st_mtime_ns, at.st_size) == (after.st_mtime_ns, size)
-        if unchanged and time.time_ns() - at.st_mtime_ns > RACY_NS:
+        if unchanged and self._now_s() - at.st_mtime > RACY_S:
             self._keep(at, md5)
         return size, md5
 

@@ -10,7 +10,6 @@ import filecmp
 import os
 import re
 import secrets
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,9 +39,10 @@ class Housekeeping(Layout):
     # -- strays ----------------------------------------------------------------------------------
 
     async def sweep(self, live_pins: set[str], age_s: float) -> int:
-        return await self._run(self._sweep, live_pins, time.time() - age_s)
+        return await self._run(self._sweep, live_pins, age_s)
 
-    def _sweep(self, live_pins: set[str], before: float) -> int:
+    def _sweep(self, live_pins: set[str], age_s: float) -> int:
+        before = self._now_s() - age_s
         old = [path for path in self._pins.iterdir() if self._is_stray(path.name, live_pins, before)]
         return remove([*old, *older(self._tmp, before), *older(self._images, before)])
 
@@ -55,7 +55,7 @@ class Housekeeping(Layout):
     # -- feedbacks -------------------------------------------------------------------------------
 
     async def old_outputs(self, age_s: float) -> list[str]:
-        return [path.name for path in await self._run(older, self._outputs, time.time() - age_s)]
+        return await self._run(lambda: [path.name for path in older(self._outputs, self._now_s() - age_s)])
 
     async def output_sizes(self, refs: Sequence[str]) -> list[int]:
         return await self._run(lambda: [_size(self._stored_output(ref)) for ref in refs])
@@ -82,11 +82,12 @@ class Housekeeping(Layout):
     async def trim_uploads(
         self, labs: Sequence[str], *, unused_s: float | None, most_bytes: int | None, spare_s: float
     ) -> Removed:
-        now = time.time()
-        before = now - unused_s if unused_s is not None else float("-inf")
-        return await self._run(self._trim, labs, before, most_bytes, now - spare_s)
+        return await self._run(self._trim, labs, unused_s, most_bytes, spare_s)
 
-    def _trim(self, labs: Sequence[str], before: float, most_bytes: int | None, spared: float) -> Removed:
+    def _trim(self, labs: Sequence[str], unused_s: float | None, most_bytes: int | None, spare_s: float) -> Removed:
+        now = self._now_s()
+        before = now - unused_s if unused_s is not None else float("-inf")
+        spared = now - spare_s
         uploads = sorted((one for lab in labs for one in self._uploads(lab)), key=lambda one: one.used_s)
         total = sum(one.size for one in uploads)
         files = freed = 0

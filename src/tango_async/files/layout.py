@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeVar
 from ..config import Store
 from ..errors import StoreError
 from ..names import RESERVED_PREFIX, file_name
-from .disk import store_error
+from .disk import server_time_s, store_error
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,6 +55,10 @@ class Layout:
 
     def _shown_output(self, lab: str, output_name: str) -> Path:
         return self._folder(lab) / OUTPUT / file_name(output_name, "output_file")
+
+    def _now_s(self) -> float:
+        """The time by which ages are told; blocks. No host's own clock: those that share the store differ."""
+        return server_time_s(self._tmp)
 
     async def _run(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Work that blocks, in one of the store's threads; the system's errors become ours."""

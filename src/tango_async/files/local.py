@@ -19,7 +19,6 @@ import hashlib
 import logging
 import os
 import secrets
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -58,7 +57,7 @@ class LocalStore(Housekeeping):
 
     def __init__(self, settings: Store) -> None:
         super().__init__(settings)
-        self._md5s = Md5s()
+        self._md5s = Md5s(self._now_s)
         # Pins have a thread of their own: addJob must not wait behind a gigabyte being hashed.
         self._pin_thread = ThreadPoolExecutor(1, thread_name_prefix="store-pins")
         self._pinning = Batches(self._pin_all, self._pin_thread)
@@ -151,19 +150,20 @@ class LocalStore(Housekeeping):
 
     def _pin_all(self, wishes: list[Wish]) -> list[Pin | Exception]:
         made: list[Pin | Exception] = []
+        now = int(self._now_s())
         for wish in wishes:
             try:
-                made.append(self._pin(wish))
+                made.append(self._pin(wish, now))
             except (OSError, TangoError) as e:
                 made.append(e)
         sync_folder(self._pins)
         return made
 
-    def _pin(self, wish: Wish) -> Pin:
+    def _pin(self, wish: Wish, now: int) -> Pin:
         folder = self._folder(wish.lab)
         if not folder.is_dir():
             raise NotFound("Courselab not found")
-        pin = f"{int(time.time()):x}-{secrets.token_hex(12)}-{len(wish.wanted)}"
+        pin = f"{now:x}-{secrets.token_hex(12)}-{len(wish.wanted)}"
         held, missing = [], []
         try:
             for (local, dest), to in zip(wish.wanted, self._pinned(pin), strict=True):
