@@ -20,7 +20,7 @@ from yarl import URL
 from dispatcher.conftest import Bench
 from support.redis_fleet import certificates
 from tango_async.config import MOST_REDIRECTS
-from tango_async.model import CallbackRecord, CallbackState
+from tango_async.model import CallbackRecord, CallbackState, JobState
 
 Handler = Callable[[web.Request, int], Awaitable[web.Response]]
 
@@ -250,3 +250,28 @@ async def test_a_delivery_is_tried_ever_more_rarely_and_given_up_at_the_horizon(
     record = await tried(quick, job.id, 5)
     assert (record.state, record.tries, record.log[-1].text) == (CallbackState.UNSENT, 5, "503")
     assert await quick.queue.next_due_s() is None
+
+
+async def test_redis_out_of_memory_knows_what_was_delivered_and_delivers_the_rest_when_there_is_room(
+    quick: Bench, receiver: Receiver
+) -> None:
+    async def fill(_: web.Request, __: int) -> web.Response:
+        await quick.queue._command("CONFIG", "SET", "maxmemory", 1)
+        return web.Response(status=204)
+
+    receiver.answers = [fill]
+    await quick.start()
+    later = await quick.add("sleep 1.5\nexit 0", callback_url=receiver.url)
+    await quick.until(later, JobState.RUNNING)
+    try:
+        job, _ = await quick.grade("exit 0", callback_url=receiver.url)
+        assert (await tried(quick, job.id)).state is CallbackState.DELIVERED
+        await quick.until(later)
+        await asyncio.sleep(1.5)
+        waits = await quick.queue.callback(later)
+        assert waits is not None
+        assert (waits.state, waits.tries, len(receiver.came)) == (CallbackState.PENDING, 0, 1)
+    finally:
+        await quick.queue._command("CONFIG", "SET", "maxmemory", 0)
+    assert (await tried(quick, later)).state is CallbackState.DELIVERED
+    assert len(receiver.came) == 2

@@ -189,3 +189,19 @@ async def test_redis_out_of_memory_for_a_while_loses_nothing(bench: Bench) -> No
         await bench.queue._command("CONFIG", "SET", "maxmemory", 0)
     job = await bench.until(job_id)
     assert (job.verdict, job.attempts, bench.engine.starts) == (Verdict.SUCCESS, 1, 1)
+
+
+async def test_a_job_that_redis_out_of_memory_does_not_let_start_goes_on_when_there_is_room(bench: Bench) -> None:
+    bench.change(lease_s=1.5)
+    bench.engine.slow_s = 0.5
+    await bench.start()
+    job_id = await bench.add("exit 0")
+    await bench.until(job_id, JobState.ASSIGNED)
+    await bench.queue._command("CONFIG", "SET", "maxmemory", 1)
+    try:
+        await asyncio.sleep(2.5)
+        await bench.until(job_id, JobState.ASSIGNED)
+    finally:
+        await bench.queue._command("CONFIG", "SET", "maxmemory", 0)
+    job = await bench.until(job_id)
+    assert (job.verdict, job.attempts, job.retries, bench.engine.starts) == (Verdict.SUCCESS, 1, 0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +18,7 @@ from aiohttp.test_utils import TestServer
 from conftest import absent
 from support.s3_proxy import S3Proxy, hang_up, proxy_before
 from support.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, make_bucket, raw_client, server_kinds
-from support.service import Process, Service
+from support.service import Process, Service, addjob
 
 SAYS_ALL = b"autograde:\n\t@cat hello; md5sum <big | cut -c 1-32; echo done\n"
 SLOW = b"autograde:\n\t@echo begun; sleep 4; echo ended\n"
@@ -192,3 +193,23 @@ async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(h
         assert (await service.poll("lab", f"{n}.txt")).endswith("begun\nended\n")
     dead = (await service.json("GET", "/jobs/test/1/"))["jobs"]
     assert [job["retries"] for job in dead] == [0, 0, 0]
+
+
+async def test_a_job_whose_id_a_bucket_could_not_note_is_refused_and_is_the_same_when_it_is_repeated(
+    hosts: Hosts, line: S3Proxy, s3_server: S3Server
+) -> None:
+    async def lose_marks(request: web.Request) -> web.StreamResponse | None:
+        return await hang_up(request) if "/marks/" in request.path and request.method == "PUT" else None
+
+    service = hosts.service
+    await hosts.http()
+    await service.upload("lab", {"Makefile": SLOW})
+    line.fault = lose_marks
+    status, _, body = await service.call("POST", "/addJob/test/lab/", data=addjob("lab", ["Makefile"], "out.txt"))
+    assert (status, json.loads(body)["statusMsg"]) == (503, "The file store cannot be reached; try again soon")
+    (taken,) = (await service.json("GET", "/jobs/test/0/"))["jobs"]
+    line.fault = None
+    assert await service.add("lab", ["Makefile"], "out.txt") == taken["id"]
+    assert len((await service.json("GET", "/jobs/test/0/"))["jobs"]) == 1
+    (mark,) = [key for key in await keys(s3_server, hosts.prefix) if key.startswith("marks/")]
+    assert int(mark.removeprefix("marks/")) > taken["id"]

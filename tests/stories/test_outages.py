@@ -417,6 +417,21 @@ async def refused(rig: Rig, path: str, headers: dict[str, str]) -> tuple[int, st
     return status, answer["statusMsg"]
 
 
+async def test_a_job_whose_id_a_full_disk_could_not_note_is_refused_and_is_the_same_when_it_is_repeated(
+    rig: Rig, small_disk: Disk
+) -> None:
+    await rig.service.run("tango-http")
+    await rig.put("one", 1)
+    small_disk.fill()
+    status, _, body = await rig.service.call("POST", "/addJob/test/one/", data=addjob("one", ["Makefile"], "one"))
+    assert (status, json.loads(body)["statusMsg"]) == (507, "The file store has no space left")
+    (taken,) = await rig.jobs(0)
+    small_disk.clear()
+    assert await rig.service.add("one", ["Makefile"], "one") == taken
+    assert list(await rig.jobs(0)) == [taken]
+    assert int((small_disk.place / "courselabs/.tango/mark").read_text()) > taken
+
+
 async def test_the_embedded_server_outlives_a_full_disk_with_all_that_was_answered(rig: Rig, small_disk: Disk) -> None:
     del rig.service.environment["TANGO_REDIS_URL"]
     up = await rig.service.run("tango", "up", TANGO_SLOTS="1")
