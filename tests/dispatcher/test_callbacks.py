@@ -20,7 +20,8 @@ from yarl import URL
 from dispatcher.conftest import Bench
 from support.redis_fleet import certificates
 from tango_async.config import MOST_REDIRECTS
-from tango_async.model import CallbackRecord, CallbackState, JobState
+from tango_async.machine import Exit
+from tango_async.model import CallbackRecord, CallbackState, JobState, Verdict
 
 Handler = Callable[[web.Request, int], Awaitable[web.Response]]
 
@@ -275,3 +276,24 @@ async def test_redis_out_of_memory_knows_what_was_delivered_and_delivers_the_res
         await quick.queue._command("CONFIG", "SET", "maxmemory", 0)
     assert (await tried(quick, later)).state is CallbackState.DELIVERED
     assert len(receiver.came) == 2
+
+
+async def test_a_host_that_takes_no_jobs_any_more_ends_what_runs_there_and_delivers(
+    quick: Bench, receiver: Receiver
+) -> None:
+    quick.change(pause_after_faults=2, try_again_s=100, job_retries=0, lease_s=0.6)
+    await quick.start()
+    runs = await quick.add("say done\nhang", timeout_s=60, callback_url=receiver.url)
+    await quick.until(runs, JobState.RUNNING)
+    quick.engine.broken = dict.fromkeys(quick.engine.images, "exec format error")
+    for _ in range(2):
+        assert (await quick.grade("exit 0"))[0].verdict is not Verdict.SUCCESS
+    async with asyncio.timeout(10):
+        while not (await quick.queue.dispatchers())[0].shut:
+            await asyncio.sleep(0.02)
+    (machine,) = quick.engine.machines.values()
+    machine.end(Exit(code=0))
+    assert (await tried(quick, runs)).state is CallbackState.DELIVERED
+    job = await quick.until(runs)
+    assert (job.verdict, job.attempts) == (Verdict.SUCCESS, 1)
+    assert receiver.came[0][3].endswith(b"done\n")

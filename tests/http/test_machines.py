@@ -178,3 +178,20 @@ async def test_a_bad_image_name_is_refused(api: Api, name: str) -> None:
     await api.publish(IMAGE, loads_images=True)
     assert (await build(api, name)).message.startswith("Bad image: ")
     assert (await api.post("/build/test", ARCHIVE)).outcome == (-1, "Missing imageName header")
+
+
+async def test_while_redis_is_out_of_memory_no_machine_can_be_ordered_and_uploads_go_on(api: Api) -> None:
+    await api.publish(IMAGE)
+    await api.ready_lab()
+    await api.queue._command("CONFIG", "SET", "maxmemory", 1)
+    try:
+        refused = await api.post(f"/prealloc/test/{IMAGE}/3/")
+        assert (refused.status, refused.outcome[0]) == (503, -1)
+        assert (await api.upload("hello.sh", b"echo another\n")).outcome[0] == 0
+        assert (await api.get("/open/test/lab/")).json["files"]["hello.sh"] == hashlib.md5(
+            b"echo another\n"
+        ).hexdigest()
+    finally:
+        await api.queue._command("CONFIG", "SET", "maxmemory", 0)
+    assert await api.queue.pool_orders() == {}
+    assert (await api.post(f"/prealloc/test/{IMAGE}/3/")).outcome == (0, "VMs preallocated")
