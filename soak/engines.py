@@ -17,20 +17,12 @@ from count import Starts
 from plan import Part, Wish, Wishes
 from settings import JOBS_PER_S, SETTLE_S
 
+from support.backends import dist_docker
 from support.engine import PrivateEngine
 from support.netns import Certificates, RemoteEngine
 
 BUILDER = Path(__file__).resolve().parents[1] / "deploy/images/grading_image.py"
 HOSTS = 3
-HOST = """
-[[docker.hosts]]
-name = "n{number}"
-url = "{url}"
-slots = 2
-ca = "{ca}"
-cert = "{cert}"
-key = "{key}"
-"""
 
 
 class EnginePart:
@@ -165,10 +157,7 @@ class SeveralDockers(Dockers):
         tls = Certificates(self._directory / "tls")
         engines = [RemoteEngine(tls) for _ in range(HOSTS)]
         await self._start(*engines)
-        hosts = enumerate(engine.url for engine in engines)
-        self._config.write_text(
-            "".join(HOST.format(number=i, url=url, ca=tls.ca, cert=tls.cert, key=tls.key) for i, url in hosts)
-        )
+        dist_docker(engines, self._config)
 
     @property
     def _config(self) -> Path:
