@@ -164,7 +164,7 @@ class Rig:
         root = Path(self.service.environment["TANGO_DATA_DIR"]) / "dispatcher"
         return sorted(f"{path.parts[-3]}/{path.name}" for path in root.glob("*/machines/*"))
 
-    async def until(self, condition: Callable[[], object], within_s: float = 15.0) -> None:
+    async def until(self, condition: Callable[[], object], within_s: float = 45.0) -> None:
         async with asyncio.timeout(within_s):
             while not condition():
                 await asyncio.sleep(0.05)
