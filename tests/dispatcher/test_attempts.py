@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -50,6 +51,17 @@ async def test_a_machine_that_does_not_end_by_itself_is_ended(bench: Bench) -> N
     job, feedback = await bench.grade("say before\nhang", timeout_s=1)
     assert job.verdict is Verdict.TIMEOUT
     assert feedback.endswith("before\n")
+
+
+async def test_a_program_that_ended_while_the_dispatcher_hung_is_not_out_of_time(bench: Bench) -> None:
+    bench.change(lease_s=20.0)
+    await bench.start()
+    job_id = await bench.add("say begun\nsleep 0.5\nsay done\nexit 0", timeout_s=1)
+    await bench.until(job_id, JobState.RUNNING)
+    time.sleep(4.5)  # past the deadline, and all that a machine may take beyond it
+    job = await bench.until(job_id)
+    assert job.verdict is Verdict.SUCCESS
+    assert (await bench.feedback(job)).endswith("begun\ndone\n")
 
 
 async def test_output_without_end_stops_the_job_and_keeps_both_ends(bench: Bench) -> None:

@@ -26,6 +26,9 @@ REACH_AGAIN_S = 1.0
 HEARD_WITHIN_S = 20.0
 """A host that was out of reach at the deadline has told of an end within this time after it is back."""
 
+HUNG_S = 1.0
+"""Who looks at the clock so much later than was due hung himself, and may not have heard of an end either."""
+
 SHOW_EVERY_S = 0.25
 
 
@@ -132,14 +135,16 @@ class Run:
 
     async def _overdue(self, left_s: float) -> None:
         """Raises _Overdue when the program's time is over, or when it is known again that it has not ended."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + left_s
         await asyncio.sleep(left_s)
+        away = loop.time() > due_s + HUNG_S
         if isinstance(self._vmms, ManyHosts):
-            away = False
             while not await self._vmms.reaches(self._machine):
                 away = True
                 await asyncio.sleep(REACH_AGAIN_S)
-            if away:
-                await asyncio.sleep(HEARD_WITHIN_S)
+        if away:
+            await asyncio.sleep(HEARD_WITHIN_S)
         raise _Overdue
 
     async def _read(self) -> None:
