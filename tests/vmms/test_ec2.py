@@ -12,7 +12,7 @@ import pytest
 
 from contracts.machines import Backend, Ran, first_output, inputs, limit, make, only
 from contracts.vmms import VmmsContract
-from support.ec2 import IMAGE, KEY, OTHER_KEY, SECRET, Cloud, settings_on
+from support.ec2 import EVERY, IMAGE, KEY, OTHER_KEY, SECRET, Cloud, settings_on
 from tango_async.config import HostKeys
 from tango_async.errors import MachineLost, MachineReclaimed, NoCapacity, NotStarted, Unsuitable, VmmsUnavailable
 from tango_async.machine import CloudChoice, Credentials, Exit
@@ -202,6 +202,19 @@ class TestFaults:
             cloud.away = True
             assert await backend.vmms.run_job(machine) == Exit(0)
             cloud.away = False
+
+    async def test_a_running_job_needs_its_account_no_more(
+        self, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver, "SPOT_LOOK_S", 0.1)
+        own = Credentials(key_id=OTHER_KEY, secret=SECRET)
+        async with backend_on(cloud, tmp_path, subnets=(), spot=True) as backend:
+            await backend.vmms.know(own)  # type: ignore[attr-defined]
+            async with backend.machine(cloud=CloudChoice(account=own.account)) as machine:
+                await backend.vmms.copy_in(machine, inputs(make("sleep 1")), limit())
+                cloud.fail(EVERY, "UnauthorizedOperation", 1000, status=403)
+                assert await backend.vmms.run_job(machine) == Exit(0)
+                cloud.faults.clear()
 
     async def test_a_job_is_adopted_though_the_api_goes_away(
         self, cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch

@@ -329,11 +329,11 @@ class Ec2Ssh:
     async def _until_taken_back(self, machine: Machine) -> None:
         """Raises MachineReclaimed in time; on an instance that is paid for by the hour, nothing comes.
 
-        A job that runs needs no API: while that is away, there is no notice.
+        A job that runs needs no API: while that is away, or refuses the job's account by now, there is no notice.
         """
         instance: Instance | None = None
         while instance is None or instance.spot:
-            with suppress(VmmsUnavailable):
+            with suppress(VmmsUnavailable, Unsuitable):
                 if instance is None:
                     instance = await self._fleet.find(machine)
                 elif why := await self._fleet.notice(instance):
