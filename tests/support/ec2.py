@@ -39,6 +39,8 @@ LIVING = ("pending", "running", "stopping", "stopped")
 EVERY = "*"
 LOST = "lost"
 NOTICE = "<item><instanceId>{instance}</instanceId><status><code>marked-for-termination</code></status></item>"
+NONE_LISTED = f'<DescribeInstancesResponse xmlns="{NAMESPACE}"><reservationSet/></DescribeInstancesResponse>'
+"""What a listing says that lags behind."""
 TAKEN_BACK = "<stateReason><code>Server.SpotInstanceTermination</code><message>taken</message></stateReason>"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from contracts.machines import Backend, Ran, first_output, inputs, limit, make, only
 from contracts.vmms import VmmsContract
-from support.ec2 import EVERY, IMAGE, KEY, OTHER_KEY, SECRET, Cloud, settings_on
+from support.ec2 import EVERY, IMAGE, KEY, NONE_LISTED, OTHER_KEY, SECRET, Cloud, settings_on
 from tango_async.config import HostKeys
 from tango_async.errors import MachineLost, MachineReclaimed, NoCapacity, NotStarted, Unsuitable, VmmsUnavailable
 from tango_async.machine import CloudChoice, Credentials, Exit
@@ -401,6 +401,25 @@ class TestAccounts:
             assert await backend.vmms.get_vms() == []
             assert not (await cloud.clients[OTHER_KEY].describe_key_pairs())["KeyPairs"]
             assert not list((tmp_path / "state/ec2/accounts").iterdir())
+
+    async def test_it_is_remembered_until_a_launch_that_nobody_waits_for_is_ended(
+        self, cloud: Cloud, tmp_path: Path
+    ) -> None:
+        async with backend_on(cloud, tmp_path, subnets=()) as backend:
+            own = Credentials(key_id=OTHER_KEY, secret=SECRET)
+            await backend.vmms.know(own)  # type: ignore[attr-defined]
+            cloud.slow_answers |= {"RunInstances": 0.5, "TerminateInstances": 0.5}
+            cloud.answers["DescribeInstances"] = NONE_LISTED
+            spec = backend.spec(cloud=CloudChoice(account=own.account))
+            launching = asyncio.create_task(backend.vmms.initialize_vm(spec, "tester"))
+            for call in ("RunInstances", "TerminateInstances"):
+                async with asyncio.timeout(5):
+                    while not cloud.calls[call]:
+                        await asyncio.sleep(0.02)
+                launching.cancel()
+                assert await backend.vmms.get_vms() == []
+                assert list((tmp_path / "state/ec2/accounts").iterdir())
+            del cloud.answers["DescribeInstances"]
 
     async def test_one_that_is_ours_anyway_shows_each_instance_once(self, backend: Backend) -> None:
         ours = Credentials(key_id=KEY, secret=SECRET)

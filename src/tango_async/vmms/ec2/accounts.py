@@ -169,6 +169,8 @@ class Accounts:
             except VmmsError as e:
                 log.info("an account that a job brought has our key pair still: %s", e)
                 return
+            if not self.idle(account):
+                return
             self._brought_s.pop(account, None)
             with suppress(FileNotFoundError):
                 self._file(account).unlink()

@@ -228,10 +228,12 @@ class Fleet:
         self._spawn(self._end_launched(launch, machine))
 
     async def _end_launched(self, launch: Awaitable[str], machine: Machine) -> None:
-        with self._accounts.used(_account_of(machine)):
+        name = _account_of(machine)
+        with self._accounts.used(name):  # until it is ended, since a listing may not show it yet
             instance = await launch
-        log.info("instance %s came too late and is ended", instance)
-        await self._end(instance, machine)
+            log.info("instance %s came too late and is ended", instance)
+            await self._terminate(machine, name, {instance})
+        await self._leave(name)
 
     async def close(self) -> None:
         """Ends all that wait, and waits until what nobody uses is ended, or for so long."""
