@@ -16,7 +16,7 @@ from support.ec2 import EVERY, IMAGE, KEY, NONE_LISTED, OTHER_KEY, SECRET, Cloud
 from tango_async.config import HostKeys
 from tango_async.errors import MachineLost, MachineReclaimed, NoCapacity, NotStarted, Unsuitable, VmmsUnavailable
 from tango_async.machine import CloudChoice, Credentials, Exit
-from tango_async.vmms.ec2 import client, driver
+from tango_async.vmms.ec2 import accounts, client, driver
 from tango_async.vmms.ec2.driver import Ec2Ssh
 from tango_async.vmms.ssh import Distrusted, new_key
 
@@ -340,6 +340,15 @@ class TestStop:
             (protected,) = await cloud.living()
             await cloud.end(protected["InstanceId"])
 
+    async def test_it_does_not_wait_for_an_api_that_is_silent(
+        self, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(accounts, "CLOSE_S", 0.1)
+        async with backend_on(cloud, tmp_path) as backend:
+            cloud.slow_answers["DeleteKeyPair"] = 4.0
+            async with asyncio.timeout(3):
+                await backend.vmms.close()
+
     async def test_one_whose_launch_is_under_way_is_ended(self, cloud: Cloud, tmp_path: Path) -> None:
         async with backend_on(cloud, tmp_path) as backend:
             cloud.slow_answers["RunInstances"] = 1.0
@@ -420,6 +429,13 @@ class TestAccounts:
                 assert await backend.vmms.get_vms() == []
                 assert list((tmp_path / "state/ec2/accounts").iterdir())
             del cloud.answers["DescribeInstances"]
+
+    async def test_of_one_that_was_not_kept_whole_nothing_stays(self, cloud: Cloud, tmp_path: Path) -> None:
+        directory = tmp_path / "state/ec2/accounts"
+        directory.mkdir(parents=True)
+        (directory / "0123456789abcdef.new").write_text('{"key_id":"AKIA')
+        async with backend_on(cloud, tmp_path):
+            assert not list(directory.iterdir())
 
     async def test_one_that_is_ours_anyway_shows_each_instance_once(self, backend: Backend) -> None:
         ours = Credentials(key_id=KEY, secret=SECRET)

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 OWN = ""
 """The settings' own account."""
+CLOSE_S = 10.0
+"""Longest wait for the end of our key pairs: one call may take minutes while AWS is silent."""
 
 
 class Accounts:
@@ -53,14 +55,18 @@ class Accounts:
         """Raises VmmsUnavailable."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for unfinished in self._directory.glob("*.new"):  # of one that was killed: names nothing, and is secret
+                unfinished.unlink()
         except OSError as e:
             raise VmmsUnavailable(f"ec2SSH: {self._directory}: {e.strerror}") from e
         await self.get(OWN)
 
     async def close(self) -> None:
-        for name in list(self._keyed):
-            with suppress(VmmsError):
-                await self._drop_key(name)
+        """Removes our key pairs, if AWS answers soon; else whoever opens these accounts next does it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S), asyncio.TaskGroup() as group:
+                for name in self._keyed:
+                    group.create_task(self._try_to_drop_key(name))
         for client in self._clients.values():
             await client.close()
         self._clients.clear()
@@ -94,6 +100,10 @@ class Accounts:
         """Raises VmmsError."""
         self._keyed.discard(account)
         await (await self.get(account)).call("delete_key_pair", KeyName=self._key_name)
+
+    async def _try_to_drop_key(self, account: str) -> None:
+        with suppress(VmmsError):
+            await self._drop_key(account)
 
     async def keep(self, credentials: Credentials) -> None:
         """From now on `get` knows the account, also after a restart. Raises VmmsUnavailable."""
