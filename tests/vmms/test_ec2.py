@@ -216,6 +216,20 @@ class TestFaults:
                 assert await backend.vmms.run_job(machine) == Exit(0)
                 cloud.faults.clear()
 
+    async def test_a_broken_connection_needs_no_api(
+        self, cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver, "WHY_S", 0.1)
+        async with backend.machine() as machine:
+            await backend.vmms.copy_in(machine, inputs(make("sleep 1")), limit())
+            running = asyncio.create_task(backend.vmms.run_job(machine))
+            await asyncio.sleep(0.3)
+            cloud.slow_answers["DescribeInstances"] = 8.0
+            await backend.vmms._vms[machine.id].link.close()  # type: ignore[attr-defined]
+            async with asyncio.timeout(5):
+                assert await running == Exit(0)
+            cloud.slow_answers.clear()
+
     async def test_a_job_is_adopted_though_the_api_goes_away(
         self, cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -50,6 +50,8 @@ SPOT_LOOK_S = 5.0
 """Asked so often, while a job runs on a spot instance, whether it is going to be taken back."""
 SPOT_GRACE_S = 90.0
 """AWS tells of it two minutes before: a job that ends within this time is let end."""
+WHY_S = 10.0
+"""How long a broken connection may wait to be made again until AWS says that the instance is gone."""
 DEFAULT = CloudChoice()
 
 
@@ -288,8 +290,9 @@ class Ec2Ssh:
 
         async def why_gone() -> str:
             try:
-                seen = await self._fleet.look(machine)
-            except VmmsError:
+                async with asyncio.timeout(WHY_S):
+                    seen = await self._fleet.look(machine)
+            except (VmmsError, TimeoutError):
                 return ""
             if seen is None or not seen.gone:
                 return ""
