@@ -66,6 +66,13 @@ async def test_an_end_that_no_engine_saw_is_as_the_whole_output_tells_it(code: i
     assert ended == Exit(code)
 
 
+async def test_a_log_that_gave_up_its_beginning_though_all_was_followed_is_charged() -> None:
+    outputs = EngineOutputs(cast(Any, Revived(b"the end of much more\n" * 100_000)))
+    with pytest.raises(MachineLost, match="does not hold"):
+        async for _ in outputs.chunks(Machine("m", NO_SPEC, "n")):
+            pass
+
+
 @pytest.fixture
 def short_log(monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"max-size": "200k", "max-file": "1", "compress": "false"}

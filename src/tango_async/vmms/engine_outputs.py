@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 
-from ..errors import HostUnavailable, MachineLost, NotStarted, VmmsUnavailable
+from ..errors import HostUnavailable, MachineLost, NotStarted, VmmsError, VmmsUnavailable
 from ..machine import Exit, Machine
 from . import bootstrap, outputs
 from .engine import Engine, State
@@ -39,7 +39,7 @@ LOG = {"Type": "local", "Config": {"max-size": "256m", "max-file": "1", "compres
 
 Each line costs some 30 bytes beside its text, so that output_stop_bytes fit in lines of a usual length."""
 
-GIVEN_UP = "the engine's log does not hold the whole output: it became too long while nobody read it"
+GIVEN_UP = "the engine's log does not hold the whole output: it became too long, and gave up the beginning"
 
 FAILED = range(bootstrap.FAILED_FIRST, bootstrap.FAILED_LAST + 1)
 
@@ -205,7 +205,7 @@ class EngineOutputs:
                     async for chunk in chunks:
                         sent.add(chunk)
                         yield chunk
-                if await self._whole(live):
+                if await self._whole(machine, live):
                     return
             finally:
                 await live.close()
@@ -220,20 +220,22 @@ class EngineOutputs:
             except HostUnavailable:
                 raise  # our word, and not the engine's
             except VmmsUnavailable:
-                continue
+                self._unheard.add(machine.id)
 
-    async def _whole(self, live: _Live) -> bool:
+    async def _whole(self, machine: Machine, live: _Live) -> bool:
         """Whether the stream ended because the container did."""
         with suppress(TimeoutError):
             async with asyncio.timeout(UNREAD_S):
-                return await live.ending.kept()
+                if await live.ending.kept():
+                    return True
+                self._unheard.add(machine.id)
         return False
 
     async def _logged(self, machine: Machine, state: State, sent: _Sent) -> AsyncGenerator[bytes, None]:
         """What the log holds after the bytes already sent, followed while the machine runs.
 
         Raises MachineLost if it does not begin with those: the engine died before it had written them; and
-        HostUnavailable if the log became too long while nobody read it, and gave up its beginning.
+        HostUnavailable if the log became too long, and gave up its beginning, while nobody may have read it.
         """
         head = _Sent()
         mark = bootstrap.mark(machine.nonce)
@@ -243,7 +245,7 @@ class EngineOutputs:
                 begin += chunk[: len(mark) - len(begin)]
                 begun = mark.startswith(begin)
                 if not begun and head.size > HELD_BYTES:
-                    raise HostUnavailable(GIVEN_UP)
+                    raise self._given_up(machine)
                 repeated = chunk[: sent.size - head.size]
                 head.add(repeated)
                 if rest := chunk[len(repeated) :]:
@@ -257,7 +259,12 @@ class EngineOutputs:
         if torn:
             raise MachineLost("the engine's log does not hold the whole output")
         if not state.running and state.code not in FAILED and begin not in (b"", mark):
-            raise HostUnavailable(GIVEN_UP)
+            raise self._given_up(machine)
+
+    def _given_up(self, machine: Machine) -> VmmsError:
+        """Charged to a job that was followed all the time: it may have held up its own end after such an output."""
+        unread = machine.id in self._unwatched | self._unheard
+        return HostUnavailable(GIVEN_UP) if unread else MachineLost(GIVEN_UP)
 
     async def adopt(self, machine: Machine) -> None:
         live = self._live.pop(machine.id, None)
