@@ -20,7 +20,7 @@
     ├── Stale                  this holder's seq is no longer the job's: it may write nothing
     └── VmmsError              a machine or its engine failed: an infrastructure fault, to be retried
         ├── VmmsUnavailable    the engine does not answer, or this host lacks what it needs
-        │   └── HostUnavailable  … that is one of several, and the others work on
+        │   └── HostUnavailable  … that is one of several, or a job's own account; the others work on
         ├── ImageNotFound      the engine has no such image
         ├── NoCapacity         there is no room for another machine now
         ├── Unsuitable         what was asked for cannot be had, now or later
@@ -117,7 +117,7 @@ class VmmsUnavailable(VmmsError):
 
 
 class HostUnavailable(VmmsUnavailable):
-    """One of several engines does not answer."""
+    """One of several engines does not answer, or nothing can be done in an account that a job brought."""
 
 
 class ImageNotFound(VmmsError):

@@ -14,7 +14,15 @@ from contracts.machines import Backend, Ran, first_output, inputs, limit, make, 
 from contracts.vmms import VmmsContract
 from support.ec2 import EVERY, IMAGE, KEY, NONE_LISTED, OTHER_KEY, SECRET, Cloud, settings_on
 from tango_async.config import HostKeys
-from tango_async.errors import MachineLost, MachineReclaimed, NoCapacity, NotStarted, Unsuitable, VmmsUnavailable
+from tango_async.errors import (
+    HostUnavailable,
+    MachineLost,
+    MachineReclaimed,
+    NoCapacity,
+    NotStarted,
+    Unsuitable,
+    VmmsUnavailable,
+)
 from tango_async.machine import CloudChoice, Credentials, Exit
 from tango_async.vmms.ec2 import accounts, client, driver
 from tango_async.vmms.ec2.driver import Ec2Ssh
@@ -465,6 +473,14 @@ class TestAccounts:
         with pytest.raises(Unsuitable, match="addJob's accessKeyId and accessKey: AWS refuses them") as refused:
             await backend.vmms.initialize_vm(backend.spec(cloud=CloudChoice(account=wrong.account)), "tester")
         assert SECRET not in str(refused.value) and "AKIANOBODY" not in str(refused.value)
+        assert await backend.vmms.get_vms() == []
+
+    async def test_one_in_which_nothing_can_be_had_says_nothing_of_others(self, cloud: Cloud, backend: Backend) -> None:
+        poor = Credentials(key_id=OTHER_KEY, secret=SECRET)
+        await backend.vmms.know(poor)  # type: ignore[attr-defined]
+        cloud.fail("RunInstances", "VPCIdNotSpecified")
+        with pytest.raises(HostUnavailable, match="VPCIdNotSpecified"):
+            await backend.vmms.initialize_vm(backend.spec(cloud=CloudChoice(account=poor.account)), "tester")
         assert await backend.vmms.get_vms() == []
 
     async def test_what_a_job_chooses_is_named_if_it_is_not_there(self, backend: Backend) -> None:

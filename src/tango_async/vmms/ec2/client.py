@@ -22,7 +22,7 @@ from botocore.exceptions import (
 )
 
 from ...config import Ec2
-from ...errors import NoCapacity, Unsuitable, VmmsError, VmmsUnavailable
+from ...errors import HostUnavailable, NoCapacity, Unsuitable, VmmsError, VmmsUnavailable
 from ...machine import Credentials
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ class Account:
         """With the settings' credentials, unless others are given."""
         self._settings = settings
         self._credentials = credentials
+        self._away = HostUnavailable if credentials else VmmsUnavailable
+        """What goes wrong in an account that a job brought says nothing of the others."""
         self._stack = AsyncExitStack()
         self._client: Any = None
 
@@ -113,7 +115,7 @@ class Account:
         except ParamValidationError as e:
             raise Unsuitable(f"{operation}: {e}") from e
         except (BotoCoreError, OSError) as e:
-            raise VmmsUnavailable(f"ec2.region or ec2.endpoint: the EC2 API cannot be reached: {e}") from e
+            raise self._away(f"ec2.region or ec2.endpoint: the EC2 API cannot be reached: {e}") from e
         return answer
 
     async def all(self, operation: str, key: str, **arguments: Any) -> list[dict[str, Any]]:
@@ -141,4 +143,4 @@ class Account:
             return Unsuitable(f"{setting}: {said} ({code})")
         if code in ("InvalidParameterValue", "InvalidParameterCombination", "MissingParameter", "InvalidRequest"):
             return Unsuitable(text)
-        return VmmsUnavailable(text)
+        return self._away(text)
