@@ -9,7 +9,10 @@ import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock
 
+import asyncssh
 import pytest
 
 from conftest import absent
@@ -20,7 +23,7 @@ from support.vm_vmms import IMAGE, Cloud, VmVmms
 from tango_async.errors import MachineLost, NotStarted, VmmsError
 from tango_async.machine import Exit, InputFile, Machine
 from tango_async.vmms.bootstrap import archive
-from tango_async.vmms.ssh import Distrusted
+from tango_async.vmms.ssh import Distrusted, LinkDown
 from tango_async.vmms.vm import Vm
 
 
@@ -62,6 +65,40 @@ class TestBrokenConnections:
             ran, _ = await asyncio.gather(follow(backend.vmms, machine), cut_often(backend, machine, 4))
         assert ran.code == 0
         assert ran.output == b"".join(b"%d\n" % n for i in range(1, 401) for n in range(i, i + 201))
+
+    async def test_one_that_breaks_while_it_is_made_is_made_again(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with backend.machine() as machine:
+            link = backend.vmms.vm(machine).link  # type: ignore[attr-defined]
+            for error in (BrokenPipeError, ConnectionResetError):
+                await link.close()
+                with monkeypatch.context() as broken, pytest.raises(LinkDown):
+                    broken.setattr(asyncssh, "connect", AsyncMock(side_effect=error))
+                    await link.run(["true"])
+            assert (await link.run(["true"])).status == 0
+
+    async def test_one_that_is_made_too_late_is_closed(self, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+        made, go_on, connect = asyncio.Queue[asyncssh.SSHClientConnection](), asyncio.Event(), asyncssh.connect
+
+        async def slowly(*arguments: Any, **options: Any) -> asyncssh.SSHClientConnection:
+            connection = await connect(*arguments, **options)
+            made.put_nowait(connection)
+            await go_on.wait()
+            return connection
+
+        async with backend.machine() as machine:
+            link = backend.vmms.vm(machine).link  # type: ignore[attr-defined]
+            await link.close()
+            monkeypatch.setattr(asyncssh, "connect", slowly)
+            running = asyncio.create_task(link.run(["true"]))
+            connection = await made.get()
+            await link.close()
+            go_on.set()
+            with pytest.raises(LinkDown, match="closed"):
+                await running
+            await connection.wait_closed()
+            assert (await link.run(["true"])).status == 0
 
     async def test_an_end_that_came_meanwhile_is_told(self, backend: Backend) -> None:
         async with backend.machine() as machine:

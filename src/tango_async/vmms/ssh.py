@@ -88,14 +88,16 @@ class Process:
 
     async def write(self, data: bytes) -> None:
         """Raises BrokenPipeError if the command reads no more."""
+        stdin = self._process.stdin
         with _translated():
             try:
-                self._process.stdin.write(data)
-                await self._process.stdin.drain()
-            except (BrokenPipeError, ConnectionResetError) as e:
-                raise BrokenPipeError from e
-            if self._process.stdin.is_closing():
-                raise BrokenPipeError
+                stdin.write(data)
+                await stdin.drain()
+                ended = stdin.is_closing()
+            except (BrokenPipeError, ConnectionResetError):
+                ended = True
+        if ended:
+            raise BrokenPipeError
 
     def end_input(self) -> None:
         if not self._process.stdin.is_closing():
@@ -126,8 +128,12 @@ class Link:
         """When the present or the last connection was made, by the loop's clock."""
         self._connection: asyncssh.SSHClientConnection | None = None
         self._connecting = asyncio.Lock()
+        self._closed = 0
+        """How often."""
 
     async def close(self) -> None:
+        """Whoever uses it later opens it again; a connection that is just being made is not kept."""
+        self._closed += 1
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
@@ -174,8 +180,12 @@ class Link:
     async def _connected(self) -> asyncssh.SSHClientConnection:
         async with self._connecting:
             if self._connection is None or self._connection.is_closed():
-                self._connection = None
-                self._connection = await _connect(self.reach)
+                self._connection, closed = None, self._closed
+                connection = await _connect(self.reach)
+                if self._closed > closed:
+                    connection.abort()
+                    raise LinkDown("the connection was closed before it was made")
+                self._connection = connection
                 self.connected_s = asyncio.get_running_loop().time()
             return self._connection
 
@@ -244,7 +254,7 @@ class _translated:
                 raise Distrusted(f"{where}the host's key is not the one it was given: another host answers") from error
             case asyncssh.PermissionDenied():
                 raise LinkDown(f"{where}the host refuses our key for this user") from error
-            case asyncssh.Error() | OSError() if not isinstance(error, BrokenPipeError | TimeoutError):
+            case asyncssh.Error() | OSError() if not isinstance(error, TimeoutError):
                 raise LinkDown(f"{where}{error or type(error).__name__}") from error
 
 
