@@ -27,6 +27,15 @@ def test_every_setting_is_in_the_table_once() -> None:
     assert all(one.meaning.endswith((".", "…")) for one in settings_table.settings())
 
 
+def test_every_default_is_in_words_or_may_stand_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "tango.toml"
+    for one in settings_table.settings():
+        if one.default not in ("unset", "empty") and "of the host" not in one.default:
+            file.write_text(f"[{one.table}]\n{one.key} = {one.default.strip('`').partition(' (')[0]}\n")
+            loaded, usual = config.load(file, environ={}), config.Settings()
+            assert getattr(getattr(loaded, one.table), one.key) == getattr(getattr(usual, one.table), one.key)
+
+
 def test_every_documented_variable_is_read() -> None:
     for one in settings_table.settings():
         variable = one.variable.strip("`").partition("`")[0]

@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .. import config
@@ -22,6 +23,13 @@ A setting that is unknown or wrong stops the service at its start, with its name
 prints what is in force. Not settings, but read from the environment as well: `TANGO_REDIS_SERVER` (the
 program of the embedded queue server), and by the client `TANGO_URL` and `TANGO_KEY`.
 """
+
+_OF_THE_HOST = {
+    "max(1, os.cpu_count() or 1)": "the cores of the host",
+    "HOST_MEMORY_BYTES // 8": "1/8 of the host's memory",
+    "HOST_MEMORY_BYTES // 16": "1/16 of the host's memory",
+}
+"""Defaults that are not the same everywhere, by their source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,58 +48,41 @@ def settings() -> Iterator[Setting]:
     classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     special = {name: variable for variable, name in config.VARIABLES.items()}
     for table in config.Settings.__struct_fields__:
-        group = type(getattr(config.Settings(), table)).__name__
-        for key, default, doc in _attributes(classes[group]):
+        defaults = getattr(config.Settings(), table)
+        for key, source, doc in _attributes(classes[type(defaults).__name__]):
             name = f"{table}.{key}"
             if doc is None:
                 raise LookupError(f"{name} has no docstring")
             meaning, mark, rest = doc.partition("`TANGO_")  # the variable's own column says it
             variable = special.get(name, f"TANGO_{table}_{key}".upper())
             note = rest.partition("`")[2].strip(" ,.") if mark else ""
+            default = _default(key, source, getattr(defaults, key))
             yield Setting(table, key, default, f"`{variable}`{', ' + note if note else ''}", " ".join(meaning.split()))
 
 
 def _attributes(group: ast.ClassDef) -> Iterator[tuple[str, str, str | None]]:
-    """Name, default and docstring: the string that stands alone after the attribute."""
+    """Name, source of the default, and docstring: the string that stands alone after the attribute."""
     for node, after in zip(group.body, [*group.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             doc = None
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 doc = inspect.cleandoc(str(after.value.value))
-            yield node.target.id, _default(node.target.id, node.value), doc
+            yield node.target.id, ast.unparse(node.value), doc
 
 
-def _default(key: str, node: ast.expr) -> str:
-    """As the source has it, since a default may depend on the host; sums are worked out."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "Path":
-        return f"`{ast.literal_eval(node.args[0])}`"
-    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("field"):
-        factory = node.keywords[0].value
-        node = factory.body if isinstance(factory, ast.Lambda) else factory
-    if ast.unparse(node) == "dict":
-        return "empty"
-    value: Any = None
-    try:
-        value = _value(node)
-    except ValueError:
-        return f"`{ast.unparse(node)}`"
-    if value is None or value in ("", (), [], {}):
+def _default(key: str, source: str, value: Any) -> str:
+    """As it may stand in tango.toml, or in words. Raises LookupError if it depends on the host and has no words."""
+    if "os." in source or "HOST_" in source:
+        return _OF_THE_HOST[source]
+    if value is None or value in ("", (), {}):
         return "unset" if value is None or value == "" else "empty"
+    if isinstance(value, dict):
+        return f"`{{ {', '.join(_pairs(value))} }}`"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"`{_toml(str(value) if isinstance(value, Path) else value)}`"
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        return f"`{value if isinstance(value, str) else json.dumps(value)}`"
     return f"{value} ({_binary(value)})" if key.endswith("_bytes") and value and _binary(value) else str(value)
-
-
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.BinOp):
-        left, right = _value(node.left), _value(node.right)
-        if isinstance(node.op, ast.Mult):
-            return left * right
-        if isinstance(node.op, ast.Pow):
-            return left**right
-    return ast.literal_eval(node)
 
 
 def _binary(size: int) -> str:
