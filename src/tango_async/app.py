@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
+from . import extras
 from .config import Settings
 from .dispatcher import places
 from .dispatcher.cores import Cores
@@ -157,7 +158,7 @@ async def connect_store(settings: Settings) -> FileStore:
     try:
         from .files.s3 import S3Store
     except ImportError as e:
-        raise ConfigError(f"store.url (TANGO_STORE_URL): pip install 'tango-async[s3]' ({e})") from e
+        raise ConfigError(f"store.url (TANGO_STORE_URL): {e}; type: {extras.install('aiobotocore')}") from e
     return await S3Store.connect(settings)
 
 

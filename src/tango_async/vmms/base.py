@@ -16,6 +16,7 @@ import importlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+from .. import extras
 from ..config import Settings
 from ..errors import ConfigError
 from ..machine import Capabilities, Credentials, Exit, InputFile, Limits, Machine, MachineSpec, Usage
@@ -161,5 +162,8 @@ def load(name: str, settings: Settings, install: str) -> Vmms:
     try:
         factory: Factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as e:
-        raise ConfigError(f"dispatcher.vmms: {name} cannot be loaded: {e}") from e
+        said = f"dispatcher.vmms: {name} cannot be loaded: {e}"
+        if name in KNOWN and isinstance(e, ModuleNotFoundError) and e.name:
+            said += f"; type: {extras.install(e.name.partition('.')[0])}"
+        raise ConfigError(said) from e
     return factory(settings, install)

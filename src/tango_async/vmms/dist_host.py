@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from .. import extras
 from ..config import DockerHost, Settings
 from ..errors import HostUnavailable, VmmsError, VmmsUnavailable
 from .docker import Containers
@@ -148,7 +149,7 @@ def _link(one: DockerHost, settings: Settings) -> Link | None:
     try:
         from .dist_ssh import Tunnel
     except ImportError as e:
-        raise VmmsUnavailable(f"docker.hosts: {one.name}: ssh:// needs asyncssh: pip install tango-async[ssh]") from e
+        raise VmmsUnavailable(f"docker.hosts: {one.name}: ssh:// needs more: {extras.install('asyncssh')}") from e
     return Tunnel(one, settings.state_dir / "ssh")
 
 
