@@ -1,4 +1,4 @@
-"""The tests that docs/survival.md names exist, and no line of it is without a word on what backs it."""
+"""What the documents name exists, and what they are to name, they do."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import re
 from functools import cache
 from pathlib import Path
 
+from tango_async.http.routes import ROUTES
+
 TESTS = Path(__file__).parent
-DOCUMENT = TESTS.parent / "docs" / "survival.md"
+DOCS = TESTS.parent / "docs"
+DOCUMENT = DOCS / "survival.md"
 
 KINDS = ["uploads", "queued jobs", "assigned jobs", "running jobs", "results", "callbacks", "ids", "pools"]
 
@@ -43,3 +46,9 @@ def test_every_part_says_of_every_kind_of_thing_what_becomes_of_it() -> None:
         for line in lines:
             assert len(line) == 3 and all(line), (heading, line)
             assert _NAMED.search(line[2]) or line[2].startswith("not tested"), (heading, line)
+
+
+def test_the_table_of_scopes_has_every_route() -> None:
+    table = "".join(line for line in (DOCS / "keys.md").read_text().splitlines() if line.startswith("| `"))
+    routes = {path.split("/")[1] or "/" for _, path, _ in ROUTES}
+    assert routes == set(re.findall(r"`([^`]+)`", table)) - {"submit", "admin"}
