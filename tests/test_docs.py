@@ -52,3 +52,9 @@ def test_the_table_of_scopes_has_every_route() -> None:
     table = "".join(line for line in (DOCS / "keys.md").read_text().splitlines() if line.startswith("| `"))
     routes = {path.split("/")[1] or "/" for _, path, _ in ROUTES}
     assert routes == set(re.findall(r"`([^`]+)`", table)) - {"submit", "admin"}
+
+
+def test_the_tree_has_every_module_and_no_other() -> None:
+    source = TESTS.parent / "src" / "tango_async"
+    tree = (DOCS / "architecture.md").read_text().split("```")[1]
+    assert set(re.findall(r"\w+\.py", tree)) == {file.name for file in source.rglob("*.py")} - {"__init__.py"}
