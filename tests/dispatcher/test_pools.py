@@ -313,6 +313,25 @@ async def test_machines_that_wait_count_with_those_in_use() -> None:
         await h.until(a=2)
 
 
+async def test_a_machine_that_is_being_made_counts_as_well() -> None:
+    async with house() as h:
+        h.engine.slow_s = 0.3
+        h.follow(a=policy_of(machine_of("a"), ready=1, most=2))
+        async with asyncio.timeout(5):
+            while h.pool.room("a") != 1:
+                await asyncio.sleep(0.01)
+        h.pool.roomier.clear()
+        await h.until(a=1)
+        assert h.pool.room("a") == 2 and h.pool.roomier.is_set()
+        h.follow(a=policy_of(machine_of("a"), ready=2, most=2))
+        h.pool.enter("a")  # it has not asked for a machine yet
+        tries = h.engine.tries
+        await asyncio.sleep(0.1)
+        assert h.engine.tries == tries and h.pool.room("a") == 1
+        h.pool.leave("a")
+        await h.until(a=2)
+
+
 async def test_the_longest_unused_goes_first_and_none_for_nothing() -> None:
     async with house(max_idle=4) as h:
         h.follow(a=2)

@@ -14,6 +14,14 @@ from support.redis_server import RedisServer
 from support.service import Service
 
 TICKS = "autograde:\n\t@for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo tick $$i; sleep 0.25; done\n"
+POOLS = """
+[[pools.image]]
+pattern = "*"
+min = 1
+demand = 2
+max = 3
+idle_s = 15.0
+"""
 SAID = "".join(f"tick {i}\n" for i in range(1, 13))
 
 
@@ -102,3 +110,41 @@ async def test_what_a_job_asks_in_vain_ends_it_with_a_word(on_ec2: Service, clou
     await add(on_ec2, "ami", TICKS, ami="ami-0123456789abcdef0")
     assert "addJob's ami: " in await on_ec2.poll("ami", "out.txt")
     assert not await cloud.living()
+
+
+async def instances(cloud: Cloud, number: int, used: set[str], within_s: float = 15.0) -> set[str]:
+    """Their ids, once there are so many, none of them used, and each lets somebody in."""
+    async with asyncio.timeout(within_s):
+        while True:
+            found = {one["InstanceId"] for one in await cloud.living()}
+            if len(found) == number and found <= cloud.vms.keys() - used:
+                return found
+            await asyncio.sleep(0.05)
+
+
+async def test_a_pool_keeps_its_least_never_has_more_than_its_most_and_outlasts_a_lull(
+    on_ec2: Service, cloud: Cloud, tmp_path: Path
+) -> None:
+    config = tmp_path / "tango.toml"
+    config.write_text(POOLS)
+    dispatcher = await on_ec2.run("tango-dispatcher", TANGO_CONFIG=str(config), TANGO_SLOTS="5")
+    await instances(cloud, 1, set())
+    for number in range(5):
+        await add(on_ec2, f"busy{number}", TICKS + "\t@uname -n\n")
+    most = 0
+    while not (await on_ec2.json("GET", "/jobs/test/1/"))["jobs"]:
+        most = max(most, len(await cloud.living()))
+        await asyncio.sleep(0.05)
+    assert most == 3, "one for each job that was claimed, and no more than max"
+    used = {(await on_ec2.poll(f"busy{number}", "out.txt")).split()[-1] for number in range(5)}
+    assert len(used) == 5
+    waiting = await instances(cloud, 2, used)
+    await add(on_ec2, "lull", "autograde:\n\t@uname -n\n")
+    used.add((await on_ec2.poll("lull", "out.txt")).split()[-1])
+    assert len(waiting - used) == 1
+    await instances(cloud, 2, used)
+    launched = cloud.calls["RunInstances"]
+    await instances(cloud, 1, used, within_s=40.0)
+    assert await dispatcher.stop() == 0
+    await empty(cloud)
+    assert cloud.calls["RunInstances"] == launched

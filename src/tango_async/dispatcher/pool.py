@@ -145,11 +145,22 @@ class Pool:
         self._changed.set()
 
     def room(self, image: str) -> int | None:
-        """How many more jobs of the image may have a machine now; None if only slots bound them."""
+        """How many more jobs of the image may have a machine now; None if only slots bound them.
+
+        One that is being made is as good as taken: where that takes minutes, the next job gets it sooner than its own.
+        """
         policy = self._policies.get(image)
         if policy is None or policy.most is None:
             return None
-        return max(0, policy.most - self._jobs[image])
+        return max(0, policy.most - self._jobs[image] - self._making(image))
+
+    def _making(self, image: str) -> int:
+        return sum(shelf.making for shelf in self._of(image))
+
+    def _may_have_one_more(self, image: str) -> bool:
+        """A claimed job may not have asked for its machine yet, so jobs are counted, and what waits besides."""
+        room = self.room(image)
+        return room is None or room > sum(len(shelf.idle) for shelf in self._of(image))
 
     def enter(self, image: str) -> None:
         """A job of the image was claimed, and has or will have a machine."""
@@ -158,6 +169,10 @@ class Pool:
     def leave(self, image: str) -> None:
         """… and has ended here."""
         self._jobs[image] -= 1
+        self._changed.set()
+        self._open(image)
+
+    def _open(self, image: str) -> None:
         if self.room(image) is not None:
             self.roomier.set()
 
@@ -214,7 +229,8 @@ class Pool:
             while len(shelf.idle) > size:
                 self._remove(shelf, shelf.idle[0])
             makers = sum(one.making for one in self._shelves.values())
-            if len(shelf.idle) + shelf.owed < size and shelf.may_make(now) and makers < MAKERS:
+            lacking = len(shelf.idle) + shelf.owed < size and self._may_have_one_more(shelf.spec.image)
+            if lacking and shelf.may_make(now) and makers < MAKERS:
                 shelf.making = True
                 self._machines.spawn(self._prepare(shelf))
             if shelf.blank and not any(shelf.wanted(self._policies.get(shelf.spec.image), now)):
@@ -253,6 +269,7 @@ class Pool:
         finally:
             shelf.making = False
             self._changed.set()
+            self._open(shelf.spec.image)
 
     async def _make(self, spec: MachineSpec, host: str = "") -> Machine:
         async with asyncio.timeout(self._wait_s):
