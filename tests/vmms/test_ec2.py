@@ -134,6 +134,19 @@ class TestLaunch:
                 while await cloud.living():
                     await asyncio.sleep(0.05)
 
+    async def test_one_that_waits_for_long_has_its_end_put_off(
+        self, cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with backend.machine() as machine:
+            (one,) = await cloud.living()
+            vm = cloud.vms[one["InstanceId"]]
+            vm.sh("rm /run/shutdown")
+            await backend.vmms.wait_vm(machine)
+            assert vm.sh("ls /run | grep shutdown || true") == ""
+            monkeypatch.setattr(driver, "RENEW", 0.0)
+            await backend.vmms.wait_vm(machine)
+            assert vm.sh("cat /run/shutdown") == "-h +360\n"
+
 
 class TestFaults:
     """What is wrong is said by its name: at the start where it can be known."""

@@ -150,8 +150,8 @@ class Ec2(Group, frozen=True):
     idle_s: Seconds = 300.0
     """How long an instance without a job is kept for the next one, with `reuse`."""
     max_life_minutes: Annotated[int, Meta(ge=5, le=10_080)] = 360
-    """An instance ends itself so long after it was made ready for a job, whatever becomes of its dispatcher; must be
-    longer than any job."""
+    """An instance ends itself so long after it was made ready for a job, whatever becomes of its dispatcher, which puts
+    that off while the instance waits; must be longer than any job."""
     job_accounts: bool = True
     """Jobs may bring an account of their own: addJob's `accessKeyId` and `accessKey`."""
     keep_failed: bool = False

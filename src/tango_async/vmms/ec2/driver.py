@@ -52,6 +52,8 @@ SPOT_GRACE_S = 90.0
 """AWS tells of it two minutes before: a job that ends within this time is let end."""
 WHY_S = 10.0
 """How long a broken connection may wait to be made again until AWS says that the instance is gone."""
+RENEW = 0.5
+"""After this share of the time that an instance has beyond the longest job its end is put off again, while it waits."""
 DEFAULT = CloudChoice()
 
 
@@ -77,6 +79,8 @@ class Ec2Ssh:
         self._vms: dict[str, Vm] = {}
         self._listed: dict[str, Instance] = {}
         """By machine, as the last listing had them."""
+        self._renewed_s: dict[str, float] = {}
+        """Machine → when its instance was last told how long it may live."""
         self._ended_well: set[str] = set()
         self._failed: dict[str, str] = {}
         """Machine → why its job was lost or never started."""
@@ -236,13 +240,13 @@ class Ec2Ssh:
 
     async def wait_vm(self, machine: Machine) -> None:
         if (vm := self._vms.get(machine.id)) is not None:
-            return await vm.answers()
+            return await (self._guard(machine, vm) if self._ages(machine) else vm.answers())
         try:
             async with asyncio.timeout(self._settings.boot_s):
                 instance = await self._with_host_key(await self._running(machine))
                 vm = self._vm(instance)
                 await vm.ready()
-                await self._guard(instance, vm)
+                await self._guard(machine, vm)
         except BaseException as e:
             if vm is not None:
                 await vm.link.close()
@@ -254,12 +258,19 @@ class Ec2Ssh:
         self._vms[machine.id] = vm
         return None
 
-    async def _guard(self, instance: Instance, vm: Vm) -> None:
-        minutes = str(self._settings.max_life_minutes)
+    def _ages(self, machine: Machine) -> bool:
+        """A job that got it much later might not end before the instance does."""
+        spare_s = self._settings.max_life_minutes * 60 - self._limits.max_timeout_s
+        now = asyncio.get_running_loop().time()
+        return now - self._renewed_s.get(machine.id, now) > spare_s * RENEW
+
+    async def _guard(self, machine: Machine, vm: Vm) -> None:
+        minutes, now = str(self._settings.max_life_minutes), asyncio.get_running_loop().time()
         done = await vm.link.patiently(lambda: vm.as_root(instances.GUARD, minutes))
+        self._renewed_s[machine.id] = now
         if done.status:
-            said = done.err.decode(errors="replace").strip()
-            log.warning("instance %s: its life cannot be bounded, or its user data hidden: %s", instance.id, said)
+            seat, said = self._fleet.id_of(machine), done.err.decode(errors="replace").strip()
+            log.warning("instance %s: its life cannot be bounded, or its user data hidden: %s", seat, said)
 
     async def _running(self, machine: Machine) -> Instance:
         pause_s = PAUSE_S[0]
@@ -360,6 +371,7 @@ class Ec2Ssh:
 
     async def destroy_vm(self, machine: Machine) -> None:
         vm, failed = self._vms.pop(machine.id, None), self._failed.pop(machine.id, "")
+        self._renewed_s.pop(machine.id, None)
         ended_well = machine.id in self._ended_well
         self._ended_well.discard(machine.id)
         try:
