@@ -101,8 +101,8 @@ class Pools(Group, frozen=True):
     idle_s: Seconds = 300.0
     """How long demand is remembered; then its machines go."""
     max: Machines = 0
-    """Most machines of one image at a time, those in use included: further jobs of it wait, and others pass them.
-    0: as many as there are slots."""
+    """Most machines of one image at a time, those in use and in the making included: further jobs of it wait, and
+    others pass them. 0: as many as there are slots."""
     max_idle: Annotated[int, Meta(ge=0, le=10_000)] = 100
     """Most machines that wait on this host, of all images. When more are wanted, those of the image that was used
     longest ago go first. With Docker each one takes three open files of the dispatcher."""
