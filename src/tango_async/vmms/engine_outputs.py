@@ -4,7 +4,7 @@ Whoever comes later (a successor, or the same one after the engine restarted) re
 which the `local` driver keeps, from the first byte on. An engine that is killed takes
 with it what it had read and not yet written to its log: at the end of the output that is seen, and
 the run is lost; in the middle it is not. What is read from the log lacks the newline of a line longer
-than 16 KiB (seen with dockerd 28).
+than 16 KiB (seen with dockerd 20.10).
 
 An engine holds a program up whose attached stream nobody reads, as it is while the link is cut or the reader
 hangs: its own timer then ends a program that is not to blame. That run counts for nothing.
@@ -29,7 +29,7 @@ UNREAD_S = 1.0
 """Output that nobody reads for so long is left to the log: a full pipe would hold up the job."""
 
 HELD_BYTES = 10**6
-"""An engine keeps so much for a reader who takes none of it, before the program has to wait (dockerd 28)."""
+"""An engine keeps so much for a reader who takes none of it, before the program has to wait (dockerd 20.10)."""
 
 LATE_S = 2.0
 """An engine whose word comes by so much later than it is waited for was out of reach; or we hung ourselves."""
