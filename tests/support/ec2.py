@@ -102,6 +102,8 @@ class Cloud:
         self.answers: dict[str, str] = {}
         """Action → the whole XML of its answer."""
         self.calls: Counter[str] = Counter()
+        self.answered: Counter[str] = Counter()
+        """Of those that were passed on."""
         self.vms: dict[str, SshVm] = {}
         self.away = False
         """True: whoever calls is cut off."""
@@ -196,6 +198,7 @@ class Cloud:
         if token and answered.status == 200:
             self._tokens[token] = _copied(answered)
         await asyncio.sleep(self.slow_answers.get(action, self.slow_answers.get(EVERY, 0)))
+        self.answered[action] += 1
         return answered if fault is None else _error("InternalError", 500)
 
     def _reasons(self, described: str) -> str:

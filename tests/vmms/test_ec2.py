@@ -415,6 +415,24 @@ class TestAccounts:
             assert not file.exists() and not await cloud.living()
             assert not (await cloud.clients[OTHER_KEY].describe_key_pairs())["KeyPairs"]
 
+    async def test_what_is_slow_there_holds_up_no_other(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, subnets=()) as backend:
+            own = Credentials(key_id=OTHER_KEY, secret=SECRET)
+            await backend.vmms.know(own)  # type: ignore[attr-defined]
+            spec = backend.spec(cloud=CloudChoice(account=own.account))
+            machines = [await backend.vmms.initialize_vm(backend.spec(), "tester")]
+            cloud.slow_answers["ImportKeyPair"] = 10.0
+            before = cloud.calls["ImportKeyPair"]
+            assert cloud.answered["ImportKeyPair"] == before
+            launching = asyncio.create_task(backend.vmms.initialize_vm(spec, "tester"))
+            async with asyncio.timeout(5):
+                while cloud.calls["ImportKeyPair"] == before:
+                    await asyncio.sleep(0.02)
+            machines.append(await backend.vmms.initialize_vm(backend.spec(), "tester"))
+            assert cloud.answered["ImportKeyPair"] == before
+            for machine in (*machines, await launching):
+                await backend.vmms.destroy_vm(machine)
+
     async def test_it_is_not_forgotten_for_the_job_that_just_brings_it(self, cloud: Cloud, tmp_path: Path) -> None:
         async with backend_on(cloud, tmp_path, subnets=()) as backend:
             own = Credentials(key_id=OTHER_KEY, secret=SECRET)

@@ -47,8 +47,9 @@ class Accounts:
         self._brought_s: dict[str, list[float]] = defaultdict(list)
         """When jobs brought an account that have not asked for a machine there since."""
         self._used: Counter[str] = Counter()
-        self._keying = asyncio.Lock()
-        self._changing = asyncio.Lock()
+        # One an account: what is slow in one that a job brought must hold up no other.
+        self._keying = defaultdict[str, asyncio.Lock](asyncio.Lock)
+        self._changing = defaultdict[str, asyncio.Lock](asyncio.Lock)
         """Held while a job's account is kept or forgotten: else it might be forgotten for the job that brings it."""
 
     async def open(self) -> None:
@@ -75,7 +76,7 @@ class Accounts:
         """The name of the key pair there: the settings' one, or one of ours, which goes when we do."""
         if self._settings.key_name and account == OWN:
             return self._settings.key_name
-        async with self._keying:
+        async with self._keying[account]:
             if account not in self._keyed:
                 client = await self.get(account)
                 await client.call("delete_key_pair", KeyName=self._key_name)  # that of an earlier life
@@ -92,7 +93,7 @@ class Accounts:
         """Somebody removed our key pair: `key_pair` makes it anew. False if it is not ours to make, or is made now."""
         if self._settings.key_name and account == OWN:
             return False
-        async with self._keying:
+        async with self._keying[account]:
             self._keyed.discard(account)
         return True
 
@@ -107,7 +108,7 @@ class Accounts:
 
     async def keep(self, credentials: Credentials) -> None:
         """From now on `get` knows the account, also after a restart. Raises VmmsUnavailable."""
-        async with self._changing:
+        async with self._changing[credentials.account]:
             self._brought_s[credentials.account].append(time.monotonic())
             await asyncio.to_thread(self._write, credentials)
 
@@ -169,7 +170,7 @@ class Accounts:
 
         The settings' own stays.
         """
-        async with self._changing:
+        async with self._changing[account]:
             if account == OWN or not self.idle(account):
                 return
             try:
