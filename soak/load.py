@@ -43,6 +43,7 @@ class Submission:
     ids: list[int] = field(default_factory=list)
     """Every answer."""
     sent: int = 0
+    asked_at: float = 0.0
     answered_at: float = 0.0
     feedback: bytes = b""
     served: list[str] = field(default_factory=list)
@@ -197,6 +198,7 @@ class Load:
         ).encode()
         for left in reversed(range(TRIES)):
             submission.sent += 1
+            submission.asked_at = time.monotonic()
             try:
                 answer = await self._json("POST", f"/addJob/{KEY}/{submission.lab}/", data=body)
             except (aiohttp.ClientError, TimeoutError, OSError):

@@ -50,7 +50,8 @@ class Stage:
         self.redis = self._make_redis()
         self.servers: list[Program] = []
         self.dispatchers: list[Program] = []
-        self._to_servers = [Proxy(lambda i=i: self._dial_server(i)) for i in range(SERVERS)]  # type: ignore[misc]
+        self.to_servers = [Proxy(lambda i=i: self._dial_server(i)) for i in range(SERVERS)]  # type: ignore[misc]
+        """What clients come through."""
         self._to_redis = {name: Proxy(self._dial_redis) for name in (*self._servers, *self._dispatchers)}
 
     def _make_redis(self) -> Program:
@@ -81,12 +82,12 @@ class Stage:
 
     @property
     def _proxies(self) -> list[Proxy]:
-        return [*self._to_servers, *self._to_redis.values()]
+        return [*self.to_servers, *self._to_redis.values()]
 
     @property
     def urls(self) -> list[str]:
         """The servers, as clients reach them."""
-        return [f"http://127.0.0.1:{proxy.port}" for proxy in self._to_servers]
+        return [f"http://127.0.0.1:{proxy.port}" for proxy in self.to_servers]
 
     @property
     def programs(self) -> list[Program]:
@@ -101,7 +102,7 @@ class Stage:
     def parts(self) -> dict[str, Part]:
         """Name → all that can be tormented; whole when the stage is open."""
         connections = {f"{name}-redis": proxy for name, proxy in self._to_redis.items()}
-        clients = {f"{name}-clients": proxy for name, proxy in zip(self._servers, self._to_servers, strict=True)}
+        clients = {f"{name}-clients": proxy for name, proxy in zip(self._servers, self.to_servers, strict=True)}
         programs = {program.name: program for program in self.programs}
         return {**programs, **connections, **clients, **self.store.parts, **self.backend.parts}
 

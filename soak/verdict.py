@@ -182,11 +182,14 @@ def _callbacks(seen: Evidence, accepted: list[Submission]) -> list[Row]:
         if bad
     ]
     wrong += [f"{s.token}: never asked for" for s in accepted if not s.callback and receiver.taken[s.token]]
-    # Where the client had to ask again, an earlier answer may have left the server and been lost on its way.
+    # Where the client had to ask again, an earlier answer may have left the server and been lost on its way; and one
+    # that was held on its way had left the server long before.
+    held = [span for proxy in seen.stage.to_servers for span in proxy.held]
     early = [
         f"job {s.id}: {receiver.first_at[s.token] - s.answered_at:.2f} s after the answer"
         for s in due
         if s.sent == 1 and s.token in receiver.first_at and receiver.first_at[s.token] < s.answered_at + MIN_AGE_S - 0.1
+        if not any(begun < s.answered_at and s.asked_at < ended for begun, ended in held)
     ]
     return [
         Row("callbacks due", f"{len(due)}"),
