@@ -50,8 +50,9 @@ class Proxy:
         self._flowing.clear()
 
     def release(self) -> None:
-        self.held.append((self._held_at, time.monotonic()))
-        self._flowing.set()
+        if not self._flowing.is_set():
+            self.held.append((self._held_at, time.monotonic()))
+            self._flowing.set()
 
     async def begin(self, what: str) -> bool:
         """Cuts or holds."""

@@ -1,7 +1,7 @@
 """The verbs of ec2SSH. A machine is one job's use of an instance: instances may serve several, one at a time.
 
-What an instance is made of is in instances.py, whose account pays in accounts.py, and how a job runs
-there in vm.py, as on any VM.
+Which instance a job gets is in wishes.py, what one is made of in instances.py, whose account pays in
+accounts.py, and how a job runs there in vm.py, as on any VM.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ from dataclasses import replace
 from functools import partial
 from uuid import uuid4
 
-from msgspec import structs
-
-from ...config import HostKeys, Settings
+from ...config import Settings
 from ...errors import (
-    ImageNotFound,
     MachineLost,
     MachineReclaimed,
     NoCapacity,
@@ -35,9 +32,9 @@ from ..ssh import Link, Reach, new_key, public_key
 from ..vm import Vm
 from . import instances
 from .accounts import OWN, Accounts
-from .client import Account
 from .fleet import Fleet
-from .instances import Instance, Launch, Size
+from .instances import Instance, Launch
+from .wishes import Wishes, in_the_jobs_words
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +71,8 @@ class Ec2Ssh:
         self._directory = settings.state_dir / "ec2"
         self._accounts = Accounts(settings.ec2, install, self._directory / "accounts", wait_s=self._wait_s)
         self._fleet = Fleet(settings.ec2, install, self._accounts)
+        self._wishes = Wishes(settings.ec2, install, self._accounts)
         self._private_key = ""
-        self._sizes: dict[str, Size] = {}
         self._vms: dict[str, Vm] = {}
         self._listed: dict[str, Instance] = {}
         """By machine, as the last listing had them."""
@@ -100,8 +97,7 @@ class Ec2Ssh:
         await self._accounts.open()
         try:
             account = await self._accounts.get(OWN)
-            self._sizes = await instances.sizes(account, settings.types)
-            await self._check(account)
+            await self._wishes.check(account)
             await self._accounts.key_pair(OWN, public_key(self._private_key))
         except VmmsError as e:
             await self._accounts.close()
@@ -122,19 +118,6 @@ class Ec2Ssh:
             raise VmmsUnavailable(f"ec2.private_key: {file}: {e}") from e
         return text
 
-    async def _check(self, account: Account) -> None:
-        """Asks AWS for what the settings name. Raises Unsuitable."""
-        settings = self._settings
-        if settings.images:
-            await account.all("describe_images", "Images", ImageIds=list(settings.images.values()))
-        if settings.security_groups:
-            groups = list(settings.security_groups)
-            await account.all("describe_security_groups", "SecurityGroups", GroupIds=groups)
-        if settings.subnets:
-            await account.all("describe_subnets", "Subnets", SubnetIds=list(settings.subnets))
-        if settings.key_name:
-            await account.all("describe_key_pairs", "KeyPairs", KeyNames=[settings.key_name])
-
     async def close(self) -> None:
         for vm in self._vms.values():
             await vm.link.close()
@@ -142,16 +125,7 @@ class Ec2Ssh:
         await self._accounts.close()
 
     async def get_images(self) -> list[str]:
-        return sorted(await self._amis(await self._accounts.get(OWN)))
-
-    async def _amis(self, account: Account) -> dict[str, str]:
-        """Image name → AMI id."""
-        found = await account.all(
-            "describe_images", "Images", Owners=["self"], Filters=[{"Name": "tag-key", "Values": ["Name"]}]
-        )
-        tagged = {tag["Value"]: one["ImageId"] for one in found for tag in one["Tags"] if tag["Key"] == "Name"}
-        named = {**tagged, **self._settings.images}
-        return {name.removesuffix(":latest"): ami for name, ami in named.items() if name}
+        return sorted(await self._wishes.amis(await self._accounts.get(OWN)))
 
     async def load_image(self, name: str, archive: AsyncIterator[bytes]) -> None:
         raise VmmsError("ec2SSH cannot load images: make an AMI, and tag it with the image's name")
@@ -171,12 +145,12 @@ class Ec2Ssh:
             self._accounts.arrived(choice.account)
             if self._settings.reuse and await self._fleet.take(machine):
                 return machine
-            launch = await self._launch(machine, choice)
+            launch = await self._wishes.launch(machine, choice, public_key(self._private_key))
             log.info("machine %s: asking for an instance of %s from %s", machine.id, launch.types[0], launch.ami)
             try:
                 found = await self._ask(launch, choice)
             except Unsuitable as e:
-                raise Unsuitable(_in_the_jobs_words(str(e), choice)) from e
+                raise Unsuitable(in_the_jobs_words(str(e), choice)) from e
             log.info("machine %s is instance %s", machine.id, found)
             self._fleet.made(found, machine, choice.account)
         return machine
@@ -200,43 +174,6 @@ class Ec2Ssh:
                 await self._accounts.key_pair(choice.account, public_key(self._private_key))
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, ROOM_PAUSE_S[1])
-
-    async def _launch(self, machine: Machine, choice: CloudChoice) -> Launch:
-        spec, account = machine.spec, await self._accounts.get(choice.account)
-        ami = choice.image or (await self._amis(account)).get(spec.image, "")
-        if not ami:
-            raise ImageNotFound(f"image {spec.image}: neither in ec2.images nor an AMI with this tag Name")
-        group = choice.security_group
-        if group and not group.startswith("sg-"):
-            group = await self._group(account, group)
-        elsewhere = choice.account != OWN  # where what the settings name is not to be found
-        host_key = new_key() if self._settings.host_keys is HostKeys.USER_DATA else None
-        tags = {"Name": machine.id, **self._settings.tags}
-        return Launch(
-            settings=structs.replace(self._settings, subnets=()) if elsewhere else self._settings,
-            machine=machine,
-            ami=ami,
-            types=(choice.machine_type,) if choice.machine_type else self._types(spec),
-            key_name=await self._accounts.key_pair(choice.account, public_key(self._private_key)),
-            groups=(group,) if group else () if elsewhere else self._settings.security_groups,
-            tags=tags | instances.tags_of(self._install, machine, host_key[1] if host_key else ""),
-            user_data=instances.user_data(self._settings, host_key),
-        )
-
-    async def _group(self, account: Account, name: str) -> str:
-        """The id of a security group that a job names; Autolab's users know them by name."""
-        filters = [{"Name": "group-name", "Values": [name]}]
-        found = await account.all("describe_security_groups", "SecurityGroups", Filters=filters)
-        if not found:
-            raise Unsuitable(f"addJob's security_group: there is none with the name {name}")
-        return str(found[0]["GroupId"])
-
-    def _types(self, spec: MachineSpec) -> tuple[str, ...]:
-        fitting = tuple(size.name for size in self._sizes.values() if size.holds(spec))
-        if not fitting:
-            need = f"{spec.cores:g} cores and {spec.memory_bytes >> 20} MiB"
-            raise Unsuitable(f"ec2.types: none of {', '.join(self._sizes)} has {need}")
-        return fitting
 
     async def wait_vm(self, machine: Machine) -> None:
         if (vm := self._vms.get(machine.id)) is not None:
@@ -409,13 +346,3 @@ class Ec2Ssh:
         vm = self._vm(instance, sent=True)
         await vm.adopted()
         self._vms[machine.id] = vm
-
-
-def _in_the_jobs_words(said: str, choice: CloudChoice) -> str:
-    """Blames what the job chose, and not the settings, for what is not there."""
-    chosen = {"ec2.images": ("ami", choice.image), "ec2.types": ("instanceType", choice.machine_type)}
-    chosen |= {"ec2.security_groups": ("security_group", choice.security_group)}
-    for setting, (field, value) in chosen.items():
-        if value:
-            said = said.replace(setting, f"addJob's {field}")
-    return said
