@@ -27,6 +27,8 @@ PREFIX = re.compile(rb"[a-z][0-9a-f]{12}:")
 
 WITHIN_S = 10.0
 _LOOK_S = 0.05
+_EXEC_S = 5.0
+_KTHREADD = 2
 
 
 class Ward:
@@ -111,16 +113,33 @@ def _pids() -> set[int]:
 
 
 def _command(pid: int) -> str:
-    """Empty for one that is gone, or dead and not reaped."""
+    """Empty for one that is gone, or dead and not reaped, and for the kernel's own."""
+    end = time.monotonic() + _EXEC_S
     with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        while not (command := Path(f"/proc/{pid}/cmdline").read_bytes()) and _is_beginning(pid):
+            if time.monotonic() > end:
+                return "(unknown)"
+            time.sleep(0.001)
+        return command.replace(b"\0", b" ").decode(errors="replace")
     return ""
 
 
+def _is_beginning(pid: int) -> bool:
+    """Whether one without a command line has yet to get it: in the middle of exec(2) there is none."""
+    state, parent = _stat(pid)
+    return state not in "ZX" and parent not in (0, _KTHREADD)
+
+
 def _parent(pid: int) -> int:
+    return _stat(pid)[1]
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """Its state and its parent; X and 0 for one that is gone."""
     with suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return 0
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        return state, int(parent)
+    return "X", 0
 
 
 def _kill(pid: int) -> None:
