@@ -30,6 +30,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--outage", type=float, default=0.0, help="seconds of the long outage of Redis; 0 leaves it out")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The soak comes first: it is the longest file, and would run alone at the end, since one process runs a file."""
+    items.sort(key=lambda item: item.path.parent.name != "soak")
+
+
 def absent(what: str) -> None:
     """Skips at home; fails where everything must be there."""
     if os.environ.get("CI") == "true":

@@ -115,7 +115,8 @@ async def run_dispatcher(settings: Settings, stop: asyncio.Event, tell: Teller, 
         stack.push_async_callback(queue.close)
 
         async def dispatch() -> None:
-            vmms = await choose_vmms(settings, install)
+            before = places.left(place)
+            vmms = await choose_vmms(settings, install, before.vmms if before is not None and patient else "")
             await store.open()
             await queue.open()
             places.note(place, vmms.name if settings.dispatcher.vmms == "auto" else settings.dispatcher.vmms)
@@ -162,11 +163,17 @@ async def connect_store(settings: Settings) -> FileStore:
     return await S3Store.connect(settings)
 
 
-async def choose_vmms(settings: Settings, install: str) -> Vmms:
-    """The configured back-end; with `auto`, Docker if an engine answers and has an image, else the sandbox."""
+async def choose_vmms(settings: Settings, install: str, before: str) -> Vmms:
+    """The configured back-end; with `auto`, Docker if an engine answers and has an image, else the sandbox.
+
+    Where Docker was used `before`, it is Docker: its jobs may run still, and an engine comes up after a reboot.
+    """
     name = settings.dispatcher.vmms
     if name != "auto":
         return load(name, settings, install)
+    if before == "localDocker":
+        log.info("%s is used as before; dispatcher.vmms (TANGO_VMMS) may name another", before)
+        return load(before, settings, install)
     why = "aiodocker is not installed"
     try:
         docker = load("localDocker", settings, install)

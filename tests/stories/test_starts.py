@@ -116,10 +116,16 @@ async def test_a_dispatcher_waits_for_its_engine_and_follows_what_ran_meanwhile(
     assert process.popen.poll() is None
 
 
+@pytest.mark.parametrize("vmms", ["localDocker", "auto"])
 async def test_a_dispatcher_waits_for_the_docker_engine(
-    service: Service, private_engine: PrivateEngine, listener: Listener, tmp_path: Path
+    service: Service, private_engine: PrivateEngine, listener: Listener, tmp_path: Path, vmms: str
 ) -> None:
-    service.environment |= {"TANGO_VMMS": "localDocker", "DOCKER_HOST": private_engine.host}
+    service.environment |= {"TANGO_VMMS": vmms, "DOCKER_HOST": private_engine.host}
+    if vmms == "auto":
+        before = start(service, tmp_path, "tango-dispatcher")
+        assert "STATUS=vmms localDocker, 3 slots" in await listener.hear("READY=1", 30.0)
+        assert await before.stop() == 0
+        await listener.hear("STOPPING=1")
     private_engine.kill()
     try:
         process = start(service, tmp_path, "tango-dispatcher")

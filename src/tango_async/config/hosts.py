@@ -16,7 +16,7 @@ from .groups import HOST_MEMORY_BYTES, Bytes, CoreList, Cores, Count, Group, Lab
 class Dispatcher(Group, frozen=True):
     vmms: str = "auto"
     """localSandbox, localDocker, distDocker, ec2SSH, tashiSSH, package.module:Class, or auto: Docker if an engine
-    answers and has an image, else the sandbox. `TANGO_VMMS`"""
+    answers and has an image, else the sandbox; a service that had Docker there before waits for it. `TANGO_VMMS`"""
     slots: Count = max(1, os.cpu_count() or 1)
     """Jobs of one core that run at a time on this host; `tango host slots` changes it while it runs. With distDocker
     its hosts' slots count instead. `TANGO_SLOTS`"""
