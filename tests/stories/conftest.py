@@ -19,6 +19,7 @@ from support.engine import Lacking
 from support.netns import RemoteEngine
 from support.notify import Listener
 from support.redis_server import RedisServer, server_programs
+from support.s3_server import S3Server, server_kinds
 from support.service import Process, Service
 
 BWRAP = """\
@@ -56,6 +57,17 @@ def sandbox(environment: dict[str, str]) -> None:
         environment |= backends.sandbox()
     except Lacking as e:
         absent(str(e))
+
+
+@pytest.fixture(params=["moto", "seaweedfs"])
+def s3_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[S3Server]:
+    if request.param not in server_kinds():
+        absent(f"{request.param} is not installed")
+    (tmp_path / "s3").mkdir()
+    server = S3Server(request.param, tmp_path / "s3")
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(params=["localSandbox", "localDocker"])

@@ -5,34 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from aiohttp import ClientError, web
 from aiohttp.test_utils import TestServer
 
-from conftest import absent
 from support.s3_proxy import S3Proxy, hang_up, proxy_before
-from support.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, make_bucket, raw_client, server_kinds
+from support.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, make_bucket, raw_client
 from support.service import Process, Service, addjob
 
 SAYS_ALL = b"autograde:\n\t@cat hello; md5sum <big | cut -c 1-32; echo done\n"
 SLOW = b"autograde:\n\t@echo begun; sleep 4; echo ended\n"
-
-
-@pytest.fixture(params=["moto", "seaweedfs"])
-def s3_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[S3Server]:
-    if request.param not in server_kinds():
-        absent(f"{request.param} is not installed")
-    (tmp_path / "s3").mkdir()
-    server = S3Server(request.param, tmp_path / "s3")
-    server.start()
-    yield server
-    server.kill()
 
 
 @dataclass
