@@ -52,7 +52,8 @@ class Dispatcher(Group, frozen=True):
     stray_age_s: Seconds = 3600.0
     """Files that nobody owns are removed when they are so old; longer than any addJob takes."""
     state_dir: Path | None = None
-    """Where machines of this host are recorded; unset: `dispatcher` in the data directory."""
+    """Where machines of this host are recorded; unset: `dispatcher` in the data directory. Dispatchers share it if they
+    share a queue and an engine, and no others do: what their own queue does not know, they remove."""
 
 
 class ImageLimits(Group, frozen=True):
