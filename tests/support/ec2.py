@@ -107,6 +107,8 @@ class Cloud:
         self.vms: dict[str, SshVm] = {}
         self.away = False
         """True: whoever calls is cut off."""
+        self.away_for: set[str] = set()
+        """… and whoever calls with one of these access keys."""
         self.look_s = 0.05
         """Between two looks of the instances at what the API says."""
         self.shared: dict[Path, str] = {}
@@ -164,11 +166,11 @@ class Cloud:
         form = {key: values[0] for key, values in parse_qs(body.decode()).items()}
         action = form.get("Action", "")
         self.calls[action] += 1
-        if self.away:
+        key = request.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
+        if self.away or key in self.away_for:
             assert request.transport is not None
             request.transport.abort()
             return _error("Unavailable", 503)
-        key = request.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
         if key not in self._motos:
             return _error("AuthFailure", 401)
         faults = [*self.faults.get(action, ()), *self.faults.get(EVERY, ())]
@@ -188,6 +190,8 @@ class Cloud:
             return _copied(self._tokens[token])
         if action == "RunInstances" and not any(name.endswith("SubnetId") for name in form):
             body += b"&SubnetId=" + self.subnets[key].encode()  # as in an account with a default one
+        if action == "DeleteKeyPair" and "KeyPairId" in form:
+            body += b"&KeyName=" + (await self._key_named(key, form["KeyPairId"])).encode()  # moto knows names only
         headers = {k: v for k, v in request.headers.items() if k.lower() not in ("content-length", "transfer-encoding")}
         async with (
             ClientSession() as session,
@@ -200,6 +204,11 @@ class Cloud:
         await asyncio.sleep(self.slow_answers.get(action, self.slow_answers.get(EVERY, 0)))
         self.answered[action] += 1
         return answered if fault is None else _error("InternalError", 500)
+
+    async def _key_named(self, account: str, pair_id: str) -> str:
+        """Empty if there is no such key pair."""
+        pairs = (await self.clients[account].describe_key_pairs())["KeyPairs"]
+        return next((pair["KeyName"] for pair in pairs if pair["KeyPairId"] == pair_id), "")
 
     def _reasons(self, described: str) -> str:
         for instance in self.taken_back:

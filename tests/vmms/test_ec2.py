@@ -24,7 +24,7 @@ from tango_async.errors import (
     VmmsUnavailable,
 )
 from tango_async.machine import CloudChoice, Credentials, Exit
-from tango_async.vmms.ec2 import accounts, client, driver
+from tango_async.vmms.ec2 import accounts, client, driver, fleet
 from tango_async.vmms.ec2.driver import Ec2Ssh
 from tango_async.vmms.ssh import Distrusted, new_key
 
@@ -497,6 +497,48 @@ class TestAccounts:
             successor = await backend.open()
             assert await successor.get_vms() == [machine]
             await successor.close()
+
+    @pytest.mark.parametrize("silent", ["away", "slow"])
+    async def test_one_that_says_nothing_hides_its_own_machines_only(
+        self, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: str
+    ) -> None:
+        monkeypatch.setattr(client, "TRIES", 1)
+        async with backend_on(cloud, tmp_path, subnets=()) as backend:
+            theirs = Credentials(key_id=OTHER_KEY, secret=SECRET)
+            await backend.vmms.know(theirs)  # type: ignore[attr-defined]
+            spec = backend.spec(cloud=CloudChoice(account=theirs.account))
+            ours = await backend.vmms.initialize_vm(backend.spec(), "tester")
+            hidden = await backend.vmms.initialize_vm(spec, "tester")
+            successor = await backend.open()
+            if silent == "slow":
+                monkeypatch.setattr(fleet, "LIST_S", 0.0)
+            else:
+                cloud.away_for.add(OTHER_KEY)
+            assert (await successor.get_vms(), successor.unseen()) == ([ours], 1)  # type: ignore[attr-defined]
+            cloud.away_for.clear()
+            monkeypatch.setattr(fleet, "LIST_S", 8.0)
+            found = await successor.get_vms()
+            assert (sorted(machine.id for machine in found)) == sorted([ours.id, hidden.id])
+            assert not successor.unseen()  # type: ignore[attr-defined]
+            for machine in found:
+                await successor.destroy_vm(machine)
+            await successor.close()
+
+    async def test_when_none_says_anything_nobody_knows(
+        self, cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(client, "TRIES", 1)
+        cloud.away = True
+        with pytest.raises(VmmsUnavailable, match="no account says"):
+            await backend.vmms.get_vms()
+        cloud.away = False
+
+    async def test_who_closes_late_leaves_the_key_pair_of_whoever_came_back(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path) as backend:
+            back = await backend.open()
+            await backend.vmms.close()
+            assert (await cloud.clients[KEY].describe_key_pairs())["KeyPairs"]
+            await back.close()
 
     async def test_a_wrong_one_is_the_jobs_own_affair(self, backend: Backend) -> None:
         wrong = Credentials(key_id="AKIANOBODY", secret=SECRET)

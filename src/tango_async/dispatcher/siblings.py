@@ -10,6 +10,7 @@ import logging
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -17,7 +18,7 @@ from ..config import Settings
 from ..errors import ConfigError, QueueUnavailable, VmmsError
 from ..machine import Machine
 from ..queue.redis import Queue
-from ..vmms.base import ManyHosts, Vmms, load
+from ..vmms.base import CloudVmms, ManyHosts, Vmms, load
 from . import places
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ class Siblings:
         return now - self._since[place][1] > self._settings.dispatcher.machine_wait_s
 
     async def _look_through(self, place: Path, name: str) -> int:
-        """Removes what no live job counts on; answers how many machines, and hosts that hide some, there were."""
+        """Removes what no live job counts on; answers how many machines, and hosts or accounts that may hide some,
+        there were."""
         vmms = self._opened.get(place)
         if vmms is None:
             dispatcher = msgspec.structs.replace(self._settings.dispatcher, state_dir=place)
@@ -88,8 +90,10 @@ class Siblings:
         machines = await vmms.get_vms()
         busy = await self._queue.counted_on([machine.id for machine in machines])
         await asyncio.gather(*(_remove(vmms, machine) for machine in machines if machine.id not in busy))
-        unseen = [host for host in vmms.hosts() if not host.healthy] if isinstance(vmms, ManyHosts) else []
-        return len(machines) + len(unseen)
+        unseen = sum(not host.healthy for host in vmms.hosts()) if isinstance(vmms, ManyHosts) else 0
+        if vmms.capabilities.clouds:
+            unseen += cast(CloudVmms, vmms).unseen()
+        return len(machines) + unseen
 
     async def _close(self, place: Path) -> None:
         if (vmms := self._opened.pop(place, None)) is not None:

@@ -86,6 +86,9 @@ class CloudVmms(Vmms, Protocol):
     async def know(self, credentials: Credentials) -> None:
         """A job's own account, before a machine is made there; kept until nothing is left there, over restarts."""
 
+    def unseen(self) -> int:
+        """Accounts that did not say which machines are there when `get_vms` was last asked: it showed none of those."""
+
 
 @runtime_checkable
 class ManyHosts(Protocol):

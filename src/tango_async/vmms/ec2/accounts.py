@@ -42,7 +42,8 @@ class Accounts:
         self._opening = asyncio.Lock()
         self._key_name = f"tango-{install}"
         self._key_tags = [{"Key": INSTALL, "Value": install}]
-        self._keyed: set[str] = set()
+        self._keyed: dict[str, str] = {}
+        """Account → the id of our key pair there. The next dispatcher in our place has one of the same name."""
         self._wait_s = wait_s
         self._brought_s: dict[str, list[float]] = defaultdict(list)
         """When jobs brought an account that have not asked for a machine there since."""
@@ -66,7 +67,7 @@ class Accounts:
         """Removes our key pairs, if AWS answers soon; else whoever opens these accounts next does it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S), asyncio.TaskGroup() as group:
-                for name in self._keyed:
+                for name in list(self._keyed):
                     group.create_task(self._try_to_drop_key(name))
         for client in self._clients.values():
             await client.close()
@@ -80,13 +81,13 @@ class Accounts:
             if account not in self._keyed:
                 client = await self.get(account)
                 await client.call("delete_key_pair", KeyName=self._key_name)  # that of an earlier life
-                await client.call(
+                made = await client.call(
                     "import_key_pair",
                     KeyName=self._key_name,
                     PublicKeyMaterial=public.encode(),
                     TagSpecifications=[{"ResourceType": "key-pair", "Tags": self._key_tags}],
                 )
-                self._keyed.add(account)
+                self._keyed[account] = made["KeyPairId"]
         return self._key_name
 
     async def key_again(self, account: str) -> bool:
@@ -94,13 +95,14 @@ class Accounts:
         if self._settings.key_name and account == OWN:
             return False
         async with self._keying[account]:
-            self._keyed.discard(account)
+            self._keyed.pop(account, None)
         return True
 
     async def _drop_key(self, account: str) -> None:
-        """Raises VmmsError."""
-        self._keyed.discard(account)
-        await (await self.get(account)).call("delete_key_pair", KeyName=self._key_name)
+        """Removes ours, or that of an earlier life in this place. Raises VmmsError."""
+        made = self._keyed.pop(account, "")
+        which = {"KeyPairId": made} if made else {"KeyName": self._key_name}
+        await (await self.get(account)).call("delete_key_pair", **which)
 
     async def _try_to_drop_key(self, account: str) -> None:
         with suppress(VmmsError):

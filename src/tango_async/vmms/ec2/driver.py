@@ -335,6 +335,9 @@ class Ec2Ssh:
         self._listed = {instance.machine.id: instance for instance in await self._fleet.all()}
         return [instance.machine for instance in self._listed.values()]
 
+    def unseen(self) -> int:
+        return len(self._fleet.unseen)
+
     async def adopt(self, machine: Machine) -> None:
         """Of a machine that was just listed the API is not asked again: if it went away now, its job would be lost."""
         if (instance := self._listed.get(machine.id)) is not None:

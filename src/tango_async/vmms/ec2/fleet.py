@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...config import Ec2
-from ...errors import Unsuitable, VmmsError
+from ...errors import Unsuitable, VmmsError, VmmsUnavailable
 from ...machine import Machine
 from . import instances
 from .accounts import OWN, Accounts
@@ -25,6 +25,8 @@ from .instances import Instance
 log = logging.getLogger(__name__)
 
 CLOSE_S = 20.0
+LIST_S = 8.0
+"""Longest wait for a job's account to say what is there: others are looked at only after it."""
 LIVING = ("pending", "running", "stopping", "stopped")
 NOTICED = re.compile(r"marked-for-|instance-(terminated|stopped)-(by|no)|request-canceled-and-instance-running")
 _HOST_KEY = re.compile(r"^(ssh-ed25519|ecdsa-sha2-nistp256|ssh-rsa) [A-Za-z0-9+/=]+", re.MULTILINE)
@@ -49,6 +51,10 @@ class Fleet:
         self._idle: dict[str, Machine] = {}
         """Instances that wait for a job, and whose machine each was last."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._silent: dict[str, str] = {}
+        """Account → why it did not say what is there when it was last asked."""
+        self.unseen: set[str] = set()
+        """Accounts of which `all` did not know, when it was last asked, what is there."""
 
     # -- what is there -----------------------------------------------------------------------------
 
@@ -79,20 +85,49 @@ class Fleet:
         return found
 
     async def all(self) -> list[Instance]:
-        """All that live in any account, but for those that wait here for their next job. Raises VmmsUnavailable."""
-        found: dict[str, Instance] = {}  # by id: a job may bring the very account that is the settings' own
-        for name in self._accounts.names():
-            try:
+        """All that live in any account that says so, but for those that wait here for their next job; see `unseen`.
+
+        Raises VmmsUnavailable if none does.
+        """
+        names = self._accounts.names()
+        answers = await asyncio.gather(*(self._asked(name) for name in names))
+        self.unseen = {name for name, living in zip(names, answers, strict=True) if living is None}
+        if len(self.unseen) == len(names):
+            raise VmmsUnavailable(f"no account says what is there: {self._silent[OWN]}")
+        # By id: a job may bring the very account that is the settings' own.
+        found = {one.id: one for living in answers for one in living or ()}
+        return [one for one in found.values() if one.id not in self._idle]
+
+    async def _asked(self, name: str) -> list[Instance] | None:
+        """What lives in the account; None if that is not known."""
+        try:
+            # The settings' own is the engine: how long that may take, the caller knows.
+            async with asyncio.timeout(None if name == OWN else LIST_S):
                 living = await self._living(name)
-                found |= {one.id: one for one in living}
                 if not living and self._unused(name):
                     await self._accounts.forget(name)
-            except Unsuitable as e:
-                # Revoked meanwhile, or mistyped from the start. What may be there ends by itself.
-                log.info("an account that a job brought cannot be asked for its instances: %s", e)
-                if self._unused(name) and self._accounts.outlived(name):
-                    await self._accounts.forget(name)
-        return [one for one in found.values() if one.id not in self._idle]
+        except Unsuitable as e:
+            # Revoked meanwhile, or mistyped from the start. What may be there ends by itself.
+            self._tell(name, str(e))
+            if self._unused(name) and self._accounts.outlived(name):
+                await self._accounts.forget(name)
+            return []
+        except (VmmsUnavailable, TimeoutError) as e:
+            self._tell(name, str(e) or "it is too slow")
+            return None
+        self._tell(name, "")
+        return living
+
+    def _tell(self, name: str, problem: str) -> None:
+        """Says it once, and again when it has passed."""
+        before = self._silent.pop(name, "")
+        if problem:
+            self._silent[name] = problem
+        account = "account that a job brought" if name else "settings' account"
+        if problem and not before:
+            log.warning("the %s does not say which instances are there; they stay: %s", account, problem)
+        elif before and not problem:
+            log.info("the %s says again which instances are there", account)
 
     async def _living(self, account: str) -> list[Instance]:
         states = {"Name": "instance-state-name", "Values": list(LIVING)}
