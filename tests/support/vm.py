@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email import message_from_string
 from itertools import count
 from pathlib import Path
 
@@ -66,6 +67,13 @@ def host_key(directory: Path, name: str = "host") -> tuple[str, str]:
     path = directory / f"{name}-{time.monotonic_ns()}"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
     return path.read_text(), path.with_suffix(".pub").read_text().strip()
+
+
+def _parts(user_data: str) -> list[str]:
+    if "mime-version:" not in user_data.lower():
+        return [user_data]
+    parts = message_from_string(user_data).walk()
+    return [part.get_payload(decode=True).decode() for part in parts if not part.is_multipart()]  # type: ignore[union-attr]
 
 
 @dataclass
@@ -143,14 +151,16 @@ class SshVm:
             )  # fmt: skip
 
     def _cloud_init(self) -> tuple[str, str, Sequence[str]]:
-        if not self.user_data:
-            return *host_key(self.directory), []
-        first, _, rest = self.user_data.partition("\n")
-        assert first == "#cloud-config"
-        config = json.loads(rest)
+        """The host key, and what is run once; of two parts with the same key the later one's value holds."""
+        config, commands = {}, []
+        for part in _parts(self.user_data):
+            if part.startswith("#cloud-config\n"):
+                config |= json.loads(part.partition("\n")[2])
+            elif part.startswith("#!/bin/sh\n"):
+                commands.append(part)
         keys = config.get("ssh_keys")
         private, public = (keys["ed25519_private"], keys["ed25519_public"]) if keys else host_key(self.directory)
-        return private, public, config.get("runcmd", [])
+        return private, public, [*commands, *config.get("runcmd", [])]
 
     def wait(self, patience_s: float = 10.0) -> None:
         end = time.monotonic() + patience_s

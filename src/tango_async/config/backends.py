@@ -141,6 +141,11 @@ class Ec2(Group, frozen=True):
     host_keys: HostKeys = HostKeys.USER_DATA
     """`user-data`: cloud-init installs a key that was made for the instance. `console`: the one that the instance
     writes to its console is awaited, which takes minutes, for AMIs without cloud-init."""
+    user_data: Path | None = None
+    """A file with user data of your own for every instance, in a format of cloud-init's, such as `#cloud-config` or
+    `#!/bin/sh`; read when the dispatcher starts. It is combined with ours, the host key and the instance's end, and of
+    what both set ours holds; together 16 KiB at most. With `host_keys = "console"` it may be in another format, and
+    then is handed on alone. Instances in an account that a job brought do not get it."""
     boot_s: Seconds = 240.0
     """Longest wait for a new instance until it lets the dispatcher in. `dispatcher.machine_wait_s` must be longer."""
     lost_s: Seconds = 120.0

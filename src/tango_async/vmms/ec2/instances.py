@@ -1,4 +1,4 @@
-"""What an instance is made of: its tags, which say all that a later dispatcher needs, its user data, its launch.
+"""What an instance is made of: its tags, which say all that a later dispatcher needs, and its launch.
 
 Tags are given with the launch itself, so that no instance is ever without them, whatever becomes of
 the answer; the machine's id is the launch's client token, so that a repeated request makes no second one.
@@ -7,10 +7,9 @@ the answer; the machine's id is the launch's client token, so that a repeated re
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -97,15 +96,6 @@ def instance_of(found: Mapping[str, Any], account: str, *, public: bool) -> Inst
     )
 
 
-def user_data(settings: Ec2, host_key: tuple[str, str] | None) -> str:
-    """cloud-init's configuration: the host key, and a last guard."""
-    config: dict[str, Any] = {"runcmd": [f"shutdown -h +{settings.max_life_minutes}"]}
-    if host_key is not None:
-        config["ssh_deletekeys"] = True
-        config["ssh_keys"] = {"ed25519_private": host_key[0], "ed25519_public": host_key[1]}
-    return "#cloud-config\n" + json.dumps(config)
-
-
 @dataclass(frozen=True, slots=True)
 class Size:
     """An instance type."""
@@ -144,7 +134,7 @@ class Launch:
     key_name: str
     groups: tuple[str, ...]
     tags: Mapping[str, str]
-    user_data: str
+    user_data: bytes = field(repr=False)
 
     async def run(self, account: Account, abandon: Callable[[Awaitable[str]], None]) -> str:
         """Answers the instance's id. Raises NoCapacity when none of the ways has room, Unsuitable, VmmsUnavailable.

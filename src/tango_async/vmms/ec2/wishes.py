@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from msgspec import structs
 
 from ...config import Ec2, HostKeys
 from ...errors import ImageNotFound, Unsuitable
 from ...machine import CloudChoice, Machine, MachineSpec
 from ..ssh import new_key
-from . import instances
+from . import instances, user_data
 from .accounts import OWN, Accounts
 from .client import Account
 from .instances import Launch, Size
@@ -22,10 +24,15 @@ class Wishes:
         self._install = install
         self._accounts = accounts
         self._sizes: dict[str, Size] = {}
+        self._own_data = b""
 
     async def check(self, account: Account) -> None:
-        """Asks AWS for what the settings name. Raises Unsuitable, VmmsUnavailable."""
+        """Reads the operator's user data, and asks AWS for what the settings name.
+
+        Raises Unsuitable, VmmsUnavailable.
+        """
         settings = self._settings
+        self._own_data = await asyncio.to_thread(user_data.read, settings)
         self._sizes = await instances.sizes(account, settings.types)
         if settings.images:
             await account.all("describe_images", "Images", ImageIds=list(settings.images.values()))
@@ -66,7 +73,8 @@ class Wishes:
             key_name=await self._accounts.key_pair(choice.account, public),
             groups=(group,) if group else () if elsewhere else self._settings.security_groups,
             tags=tags | instances.tags_of(self._install, machine, host_key[1] if host_key else ""),
-            user_data=instances.user_data(self._settings, host_key),
+            # In an account that a job brought its owner could read the operator's part.
+            user_data=user_data.combined(self._settings, b"" if elsewhere else self._own_data, host_key),
         )
 
     async def _group(self, account: Account, name: str) -> str:
