@@ -117,6 +117,26 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaling:
+    """When another machine is made, where one serves job after job and is paid for."""
+
+    jobs_each: int
+    """So many jobs that wait are reason for one more."""
+    after_s: float
+    """… when they have waited so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The machines of an image where they serve job after job."""
+
+    machines: int
+    """All that are there for a job, with one or without, and those that are being made."""
+    fresh: int
+    """Those of them that are being made, or serve for less than `Scaling.after_s`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a VMMS can do beyond running a job: asked, never assumed."""
 
@@ -139,3 +159,5 @@ class Capabilities:
     """Jobs can be given the host's GPUs."""
     idle_bytes: int = 16 * 1024**2
     """Memory of the host that a prestarted machine takes until it has a job."""
+    scaling: Scaling | None = None
+    """Machines serve job after job, and how many there are follows the jobs that wait."""

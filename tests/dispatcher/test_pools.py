@@ -135,6 +135,20 @@ def test_an_order_of_none_is_none_and_one_for_another_vmms_is_not_ours() -> None
     assert wanted("a", {"a": PoolOrder(size=7, vmms="ec2SSH")}, image=(table,)).ready == 2
 
 
+def test_what_is_kept_ready_counts_those_in_use_where_they_serve_the_next_job_too() -> None:
+    spec = machine_of("a")
+    shelf = Shelf(spec, 0.0)
+    shelf.lend(1.0)
+    shelf.lend(1.0)
+    once = policy_of(spec, ready=3, demand=5)
+    again = policy_of(spec, ready=3, demand=5, reused=True)
+    assert (shelf.wanted(once, 2.0), shelf.wanted(again, 2.0)) == ((3, 0), (1, 0))
+    shelf.give_back(3.0)
+    shelf.give_back(3.0)
+    assert shelf.wanted(again, 4.0) == (3, 0)
+    assert shelf.wanted(policy_of(spec, demand=5, reused=True), 4.0) == (0, 2)
+
+
 def test_a_host_that_cannot_prepare_machines_bounds_them_all_the_same() -> None:
     orders = {EVERY_IMAGE: PoolOrder(size=1, max=2)}
     policies = Policies(Pools(), orders, vmms="x", prestart=False, usual=online)

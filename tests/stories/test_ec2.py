@@ -148,3 +148,57 @@ async def test_a_pool_keeps_its_least_never_has_more_than_its_most_and_outlasts_
     assert await dispatcher.stop() == 0
     await empty(cloud)
     assert cloud.calls["RunInstances"] == launched
+
+
+async def ended(service: Service, number: int, within_s: float = 90.0) -> None:
+    async with asyncio.timeout(within_s):
+        while len((await service.json("GET", "/jobs/test/1/"))["jobs"]) < number:
+            await asyncio.sleep(0.1)
+
+
+async def test_a_burst_of_short_jobs_is_worked_off_by_one_instance_whoever_claims_them(
+    on_ec2: Service, cloud: Cloud
+) -> None:
+    dispatchers = [
+        await on_ec2.run("tango-dispatcher", TANGO_SLOTS="6", TANGO_EC2_REUSE="1", TANGO_EC2_SCALE_AFTER_S="3600")
+        for _ in range(2)
+    ]
+    for number in range(12):
+        await add(on_ec2, f"short{number}", "autograde:\n\t@uname -n\n")
+    await ended(on_ec2, 12)
+    used = {(await on_ec2.poll(f"short{number}", "out.txt")).split()[-1] for number in range(12)}
+    assert cloud.calls["RunInstances"] == len(used) == 1
+    for dispatcher in dispatchers:
+        assert await dispatcher.stop() == 0
+    await empty(cloud)
+
+
+async def test_a_standing_backlog_has_as_many_as_may_be_and_afterwards_the_least_stay(
+    on_ec2: Service, cloud: Cloud, tmp_path: Path
+) -> None:
+    config = tmp_path / "tango.toml"
+    config.write_text('[[pools.image]]\npattern = "*"\nmin = 1\nmax = 4\n')
+    scaled = {"REUSE": "1", "JOBS_PER_INSTANCE": "2", "SCALE_AFTER_S": "1", "IDLE_S": "4"}
+    dispatcher = await on_ec2.run(
+        "tango-dispatcher",
+        TANGO_CONFIG=str(config),
+        TANGO_SLOTS="8",
+        **{f"TANGO_EC2_{name}": value for name, value in scaled.items()},
+    )
+    await instances(cloud, 1, set())
+    for number in range(10):
+        await add(on_ec2, f"long{number}", TICKS + "\t@sleep 3; uname -n\n")
+    most = 0
+    while len((await on_ec2.json("GET", "/jobs/test/1/"))["jobs"]) < 10:
+        most = max(most, len(await cloud.living()))
+        await asyncio.sleep(0.05)
+    assert most == 4
+    used = {(await on_ec2.poll(f"long{number}", "out.txt")).split()[-1] for number in range(10)}
+    assert cloud.calls["RunInstances"] == len(used) == 4
+    async with asyncio.timeout(30):
+        while len(await cloud.living()) > 1:
+            await asyncio.sleep(0.1)
+    await asyncio.sleep(1)
+    assert len(await cloud.living()) == 1 and cloud.calls["RunInstances"] == 4
+    assert await dispatcher.stop() == 0
+    await empty(cloud)

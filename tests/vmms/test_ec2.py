@@ -26,7 +26,7 @@ from tango_async.errors import (
     Unsuitable,
     VmmsUnavailable,
 )
-from tango_async.machine import CloudChoice, Credentials, Exit
+from tango_async.machine import CloudChoice, Credentials, Exit, Standing
 from tango_async.vmms.ec2 import accounts, client, driver, fleet
 from tango_async.vmms.ec2.driver import Ec2Ssh
 from tango_async.vmms.ssh import Distrusted, new_key
@@ -377,6 +377,60 @@ class TestReuse:
             async with backend.machine(memory_bytes=3 << 30):
                 assert cloud.calls["RunInstances"] == 2
             assert cloud.vms[one["InstanceId"]].alive
+
+    async def test_who_waits_for_one_that_boots_gets_one_that_becomes_free(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True, scale_after_s=0.0) as backend:
+            vmms = backend.vmms
+            async with backend.machine() as first:
+                cloud.mute_next = 1
+                second = await vmms.initialize_vm(backend.spec(), "tester")
+                assert vmms.standing(IMAGE) == Standing(machines=2, fresh=1)  # type: ignore[attr-defined]
+                booting = asyncio.create_task(vmms.wait_vm(second))
+                await vmms.copy_in(first, inputs(make("echo one")), limit())
+                await vmms.run_job(first)
+            async with asyncio.timeout(10):
+                await booting
+            assert cloud.calls["RunInstances"] == 2 and len(await cloud.living()) == 2
+            assert await vmms.get_vms() == [second]
+            third = await vmms.initialize_vm(backend.spec(), "tester")
+            assert cloud.calls["RunInstances"] == 2
+            cloud.mute.clear()
+            await vmms.wait_vm(third)
+            assert vmms.standing(IMAGE) == Standing(machines=2, fresh=0)  # type: ignore[attr-defined]
+            listed = sorted(machine.id for machine in await vmms.get_vms())
+            assert listed == sorted([second.id, third.id])
+            for machine in (second, third):
+                await vmms.destroy_vm(machine)
+                assert machine not in await vmms.get_vms()
+            assert not await cloud.living()
+
+    async def test_who_ends_takes_no_instance_along_that_it_left_to_another(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            vmms = backend.vmms
+            async with backend.machine() as first:
+                second = await vmms.initialize_vm(backend.spec(), "tester")
+                await vmms.copy_in(first, inputs(make("echo one")), limit())
+                await vmms.run_job(first)
+            own = (await vmms._fleet.look(second)).id  # type: ignore[attr-defined]
+            async with asyncio.timeout(10):
+                while not await vmms._fleet.move(second):  # type: ignore[attr-defined]
+                    await asyncio.sleep(0.05)
+            old = [{"Key": "tango:machine", "Value": second.id}]  # as a listing says that lags behind
+            await cloud.clients[KEY].create_tags(Resources=[own], Tags=old)
+            await vmms.destroy_vm(second)
+            assert [one["InstanceId"] for one in await cloud.living()] == [own]
+
+    async def test_what_cannot_be_had_keeps_no_job_from_its_own_instance(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            async with backend.machine() as first:
+                second = await backend.vmms.initialize_vm(backend.spec(), "tester")
+                await backend.vmms.copy_in(first, inputs(make("echo one")), limit())
+                await backend.vmms.run_job(first)
+            cloud.fail("CreateTags", "NotNow")
+            await backend.vmms.wait_vm(second)
+            await backend.vmms.copy_in(second, inputs(make("echo two")), limit())
+            assert await backend.vmms.run_job(second) == Exit(0)
+            await backend.vmms.destroy_vm(second)
 
     async def test_one_whose_job_did_not_end_well_serves_no_other(self, cloud: Cloud, tmp_path: Path) -> None:
         async with backend_on(cloud, tmp_path, reuse=True) as backend:

@@ -154,6 +154,12 @@ class Ec2(Group, frozen=True):
     """Instances serve one job after the other, cleaned in between; else each serves one and is terminated."""
     idle_s: Seconds = 300.0
     """How long an instance without a job is kept for the next one, with `reuse`."""
+    jobs_per_instance: Count = 4
+    """So many waiting jobs of an image are reason for one more instance, with `reuse`; a rest of them is, too. Where
+    there is none the first job has one at once. 1: one for each job that waits."""
+    scale_after_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
+    """… when they have waited so long, with `reuse`, so that instances that are there may work off a short burst. A new
+    instance is given as long to show what it does, before the same jobs are reason for another one."""
     max_life_minutes: Annotated[int, Meta(ge=5, le=10_080)] = 360
     """An instance ends itself so long after it was made ready for a job, whatever becomes of its dispatcher, which puts
     that off while the instance waits; must be longer than any job."""

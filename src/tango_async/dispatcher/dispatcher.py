@@ -42,6 +42,7 @@ from .images import Images
 from .offers import Offers, first_of, labels_of
 from .policy import Policies
 from .pool import Pool
+from .scale import Scale
 from .slots import Slots
 from .strays import Strays
 from .transfers import Transfers
@@ -84,7 +85,11 @@ class Dispatcher:
         self._breaker = Breaker(waits.pause_after_faults, waits.try_again_s, self._rung.set)
         self._resumed: int | None = None
         labels = labels_of(settings.dispatcher.labels, vmms)
-        self._offers = Offers(self._images, self._pool, self._slots, self._cores, labels, self._breaker, self._hosts)
+        self._scale = Scale(queue, vmms, self._pool, self._instance, labels) if vmms.capabilities.scaling else None
+        """Where machines serve job after job."""
+        self._offers = Offers(
+            self._images, self._pool, self._slots, self._cores, labels, self._breaker, self._hosts, self._scale
+        )
         self._attempts: set[asyncio.Task[None]] = set()
         self._ended = 0
         self._vitals = Vitals()
@@ -117,6 +122,8 @@ class Dispatcher:
                 group.create_task(upkeep.run(self._settings, self._queue, self._store, self._instance, done))
                 group.create_task(self._strays.run(done))
                 group.create_task(self._follow_hosts(done))
+                if self._scale is not None:
+                    group.create_task(self._scale.run(self._offers.rooms, done))
                 ready(f"vmms {self._vmms.name}, {self._slots.size} slots{', paused' if self._slots.paused else ''}")
                 await self._claim_until(stop)
                 await self._finish()
@@ -291,8 +298,15 @@ class Dispatcher:
             self._rung.set()
 
     async def _take_orders(self) -> None:
-        orders, warm = await self._queue.pool_orders(), self._vmms.capabilities.prestart
-        policies = Policies(self._settings.pools, orders, vmms=self._vmms.name, prestart=warm, usual=self._usual)
+        orders, can = await self._queue.pool_orders(), self._vmms.capabilities
+        policies = Policies(
+            self._settings.pools,
+            orders,
+            vmms=self._vmms.name,
+            prestart=can.prestart,
+            usual=self._usual,
+            reused=can.scaling is not None,
+        )
         self._pool.follow({image: policies.of(image) for image in self._images.names})
         self._do_later(self._transfers.do_ordered())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any
 
@@ -27,9 +27,11 @@ CLOSE_S = 10.0
 class Machines:
     """From their making to their removal."""
 
-    def __init__(self, vmms: Vmms, *, wait_s: float) -> None:
+    def __init__(self, vmms: Vmms, *, wait_s: float, removed: Callable[[str], None]) -> None:
+        """`removed` is told the image of each whose removal is over."""
         self._vmms = vmms
         self._wait_s = wait_s
+        self._removed = removed
         self._numbers: dict[str, int] = {}
         self._images: dict[str, str] = {}
         self._next_number = count(FIRST_NUMBER)
@@ -53,6 +55,9 @@ class Machines:
             found[image].append(self._numbers[machine_id])
         return found
 
+    def going_of(self, image: str) -> int:
+        return sum(self._images.get(machine_id) == image for machine_id in self.going)
+
     def discard(self, machine: Machine) -> None:
         """Removes a machine in the background."""
         self.going.add(machine.id)
@@ -68,6 +73,7 @@ class Machines:
             self._numbers.pop(machine.id, None)
             self._images.pop(machine.id, None)
             self.going.discard(machine.id)
+            self._removed(machine.spec.image)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Does work that nothing waits for but `close`."""

@@ -13,6 +13,7 @@ from .breaker import Breaker
 from .cores import Cores
 from .images import Images
 from .pool import Pool
+from .scale import Scale
 from .slots import Slots
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Offers:
         labels: Sequence[str],
         breaker: Breaker,
         hosts: ManyHosts | None,
+        scale: Scale | None,
     ) -> None:
         self.labels = tuple(labels)
         self._images = images
@@ -41,6 +43,7 @@ class Offers:
         self._cores = cores
         self._breaker = breaker
         self._hosts = hosts
+        self._scale = scale
 
     @property
     def ready(self) -> bool:
@@ -62,11 +65,22 @@ class Offers:
             room = {
                 class_name(image, quiet=quiet, labels=self.labels): n
                 for image in self._images.names
-                # Those of a full pool would only fill slots.
-                if (n := _least(most, self._pool.room(image), self._breaker.room_for(image), self._on_hosts(image))) > 0
+                if (n := _least(most, *self._bounds(image), self._scaled(image))) > 0
             }
             if room:
                 yield room, most
+
+    def rooms(self) -> dict[str, int]:
+        """By image: how many ordinary jobs could be taken if there were machines for them, where those are scaled."""
+        most = _least(self._slots.free, self._breaker.room) if self.ready else 0
+        return {image: _least(most, *self._bounds(image)) for image in self._images.names}
+
+    def _bounds(self, image: str) -> tuple[int | None, ...]:
+        # Those of a full pool would only fill slots.
+        return self._pool.room(image), self._breaker.room_for(image), self._on_hosts(image)
+
+    def _scaled(self, image: str) -> int | None:
+        return self._scale.room(image) if self._scale is not None else None
 
     def _on_hosts(self, image: str) -> int | None:
         """Slots of the hosts that have the image, where there are several."""

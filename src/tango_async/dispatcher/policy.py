@@ -45,6 +45,8 @@ class Policy:
     most: int | None
     """Machines of the image at a time, those in use included."""
     idle_s: float
+    reused: bool = False
+    """Machines serve job after job, so that those in use count as well in `ready`, `low` and `demand`."""
 
     def fit(self, spec: MachineSpec) -> MachineSpec:
         """The machine for a job that asks for `spec`: whether it has a network is its own affair."""
@@ -67,9 +69,11 @@ class Policies:
         vmms: str,
         prestart: bool,
         usual: Callable[[str], MachineSpec],
+        reused: bool = False,
     ) -> None:
         self._settings = settings
         self._prestart = prestart
+        self._reused = reused
         self._usual = usual
         self._orders = {image: order for image, order in orders.items() if order.vmms in (None, vmms)}
 
@@ -97,6 +101,7 @@ class Policies:
             demand=demand if warm else 0,
             most=most or None,
             idle_s=_given(table.idle_s, pools.idle_s),
+            reused=self._reused,
         )
 
 

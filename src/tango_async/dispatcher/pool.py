@@ -69,7 +69,9 @@ class Pool:
         self._bounds = bounds
         self._version_of = version_of
         self._available = available
-        self._machines = Machines(vmms, wait_s=wait_s)
+        self._reused = vmms.capabilities.scaling is not None
+        """One on its way out may be back in a moment."""
+        self._machines = Machines(vmms, wait_s=wait_s, removed=self._open)
         self._shelves: dict[MachineSpec, Shelf] = {}
         self._policies: dict[str, Policy] = {}
         self._jobs: Counter[str] = Counter()
@@ -149,10 +151,17 @@ class Pool:
 
         One that is being made is as good as taken: where that takes minutes, the next job gets it sooner than its own.
         """
+        most = self.most(image)
+        return None if most is None else max(0, most - self._jobs[image] - self._making(image))
+
+    def most(self, image: str) -> int | None:
+        """Machines that the image may have at a time; None if only slots bound them."""
         policy = self._policies.get(image)
-        if policy is None or policy.most is None:
-            return None
-        return max(0, policy.most - self._jobs[image] - self._making(image))
+        return policy.most if policy is not None else None
+
+    def used(self, image: str) -> int:
+        """Machines of the image that jobs have or will have, and those in the making and on their way out."""
+        return self._jobs[image] + self._making(image) + self._machines.going_of(image)
 
     def _making(self, image: str) -> int:
         return sum(shelf.making for shelf in self._of(image))
@@ -173,7 +182,7 @@ class Pool:
         self._open(image)
 
     def _open(self, image: str) -> None:
-        if self.room(image) is not None:
+        if self.room(image) is not None or self._reused:
             self.roomier.set()
 
     def owns(self, machine_id: str) -> bool:
@@ -229,13 +238,21 @@ class Pool:
             while len(shelf.idle) > size:
                 self._remove(shelf, shelf.idle[0])
             makers = sum(one.making for one in self._shelves.values())
-            lacking = len(shelf.idle) + shelf.owed < size and self._may_have_one_more(shelf.spec.image)
+            lacking = len(shelf.idle) + self._coming(shelf) < size and self._may_have_one_more(shelf.spec.image)
             if lacking and shelf.may_make(now) and makers < MAKERS:
                 shelf.making = True
                 self._machines.spawn(self._prepare(shelf))
             if shelf.blank and not any(shelf.wanted(self._policies.get(shelf.spec.image), now)):
                 del self._shelves[shelf.spec]
         self._look_at_one(now)
+
+    def _coming(self, shelf: Shelf) -> int:
+        """Machines that will wait or be in use without another one being made, or not yet."""
+        if not self._reused:
+            return shelf.owed
+        image = shelf.spec.image
+        claimed = self._jobs[image] - sum(one.lent for one in self._of(image))
+        return shelf.owed + self._machines.going_of(image) + max(0, claimed)
 
     def _idle_room(self) -> int:
         """How many machines may wait, by the settings and by the memory that the host has left."""

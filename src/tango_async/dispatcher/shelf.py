@@ -68,10 +68,11 @@ class Shelf:
             # Of a quiet job: one that is made for the next would disturb it on its own cores.
             self._peaks.clear()
             return 0, 0
-        ready = policy.ready if policy.spec == self.spec else 0
+        serving = self.lent if policy.reused else 0
+        ready = max(0, (policy.ready if policy.spec == self.spec else 0) - serving)
         peak = self.in_use_at_once(now, policy.idle_s)
         low = policy.low if peak else 0
-        return ready, max(ready, low, min(peak, policy.demand)) - ready
+        return ready, max(ready, max(low, min(peak, policy.demand)) - serving) - ready
 
     def may_make(self, now: float) -> bool:
         return not self.making and now >= self._closed_until

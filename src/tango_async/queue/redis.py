@@ -27,6 +27,9 @@ from .outbox import LONGEST_BACKOFF_S, Outbox
 FORETOLD_AT_ONCE = 100
 """Forecasts in one call, so that a long list does not keep the server from others."""
 
+FRESH_MS = 10_000
+"""A dispatcher that does not ask again within this time makes no machines."""
+
 
 class Answer(StrEnum):
     """What a script says to a job's holder."""
@@ -301,6 +304,13 @@ class Queue(Outbox, History, Orders):
         """Which of these machines a live job runs on, whether or not anybody holds it."""
         jobs = await self._command("HMGET", f"{self._prefix}machines", *machines) if machines else []
         return {machine for machine, job in zip(machines, jobs, strict=True) if job is not None}
+
+    async def scale(self, image: str, instance: str, waiting: int, each: int, fresh: int, most: int) -> int:
+        """How many machines, at most `most`, the dispatcher may make for an image of which so many jobs wait.
+
+        Every `each` of them are reason for one, less those that are `fresh`, of it and of all others.
+        """
+        return int(await self._run("scale", image, instance, waiting, each, fresh, most, FRESH_MS))
 
     async def show(self, claim: Claim, offset: int, data: bytes) -> int:
         """Adds to the visible output; answers its length now, or -1 if the job is not the caller's."""

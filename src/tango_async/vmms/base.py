@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 from .. import extras
 from ..config import Settings
 from ..errors import ConfigError
-from ..machine import Capabilities, Credentials, Exit, InputFile, Limits, Machine, MachineSpec, Usage
+from ..machine import Capabilities, Credentials, Exit, InputFile, Limits, Machine, MachineSpec, Standing, Usage
 from ..model import EngineState
 
 
@@ -88,6 +88,13 @@ class CloudVmms(Vmms, Protocol):
 
     def unseen(self) -> int:
         """Accounts that did not say which machines are there when `get_vms` was last asked: it showed none of those."""
+
+
+class ScaledVmms(Vmms, Protocol):
+    """One with `capabilities.scaling`: `initialize_vm` makes a machine only when none is there for the job."""
+
+    def standing(self, image: str) -> Standing:
+        """What this driver has of the image now."""
 
 
 @runtime_checkable

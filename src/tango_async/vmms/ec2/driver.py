@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from uuid import uuid4
 
 from ...config import Settings
 from ...errors import (
@@ -25,7 +23,18 @@ from ...errors import (
     VmmsError,
     VmmsUnavailable,
 )
-from ...machine import Capabilities, CloudChoice, Credentials, Exit, InputFile, Limits, Machine, MachineSpec
+from ...machine import (
+    Capabilities,
+    CloudChoice,
+    Credentials,
+    Exit,
+    InputFile,
+    Limits,
+    Machine,
+    MachineSpec,
+    Scaling,
+    Standing,
+)
 from ..bootstrap import archive
 from ..remote import GUARD_S, OVERTIME_S
 from ..ssh import Link, Reach, new_key, public_key
@@ -63,7 +72,9 @@ class Ec2Ssh:
     )
 
     def __init__(self, settings: Settings, install: str) -> None:
-        self.capabilities = replace(self.capabilities, overtime_s=settings.ec2.lost_s + OVERTIME_S)
+        overtime_s = settings.ec2.lost_s + OVERTIME_S
+        scaling = Scaling(settings.ec2.jobs_per_instance, settings.ec2.scale_after_s) if settings.ec2.reuse else None
+        self.capabilities = replace(self.capabilities, overtime_s=overtime_s, scaling=scaling)
         self._settings = settings.ec2
         self._install = install
         self._limits = settings.limits
@@ -140,22 +151,25 @@ class Ec2Ssh:
 
     async def initialize_vm(self, spec: MachineSpec, owner: str) -> Machine:
         choice = spec.cloud or DEFAULT
-        machine = Machine(id=f"tango-{uuid4().hex[:16]}", spec=spec, nonce=secrets.token_hex(16), owner=owner)
+        machine = Machine(id=instances.new_id(), spec=spec, nonce=instances.new_nonce(), owner=owner)
         with self._accounts.used(choice.account):
             self._accounts.arrived(choice.account)
             if self._settings.reuse and await self._fleet.take(machine):
                 return machine
-            launch = await self._wishes.launch(machine, choice, public_key(self._private_key))
-            log.info("machine %s: asking for an instance of %s from %s", machine.id, launch.types[0], launch.ami)
-            try:
-                found = await self._ask(launch, choice)
-            except Unsuitable as e:
-                raise Unsuitable(in_the_jobs_words(str(e), choice)) from e
-            log.info("machine %s is instance %s", machine.id, found)
-            self._fleet.made(found, machine, choice.account)
+            with self._fleet.launching(machine):
+                launch = await self._wishes.launch(machine, choice, public_key(self._private_key))
+                log.info("machine %s: asking for an instance of %s from %s", machine.id, launch.types[0], launch.ami)
+                try:
+                    found = await self._ask(launch, choice)
+                except Unsuitable as e:
+                    raise Unsuitable(in_the_jobs_words(str(e), choice)) from e
+                if found:
+                    log.info("machine %s is instance %s", machine.id, found)
+                    self._fleet.made(found, machine, choice.account, new=True)
         return machine
 
     async def _ask(self, launch: Launch, choice: CloudChoice) -> str:
+        """Answers the new instance's id, or "" if the machine got one that became free meanwhile."""
         account, loop = await self._accounts.get(choice.account), asyncio.get_running_loop()
         abandon = partial(self._fleet.abandon, machine=launch.machine)
         until_s, pause_s = loop.time() + ROOM_S, ROOM_PAUSE_S[0]
@@ -173,17 +187,44 @@ class Ec2Ssh:
                     raise
                 await self._accounts.key_pair(choice.account, public_key(self._private_key))
             await asyncio.sleep(pause_s)
+            if self._settings.reuse and await self._fleet.take(launch.machine):
+                return ""
             pause_s = min(pause_s * 2, ROOM_PAUSE_S[1])
 
     async def wait_vm(self, machine: Machine) -> None:
         if (vm := self._vms.get(machine.id)) is not None:
             return await (self._guard(machine, vm) if self._ages(machine) else vm.answers())
+        self._vms[machine.id] = await (self._soonest(machine) if self._settings.reuse else self._booted(machine))
+        self._fleet.booted(machine)
+        return None
+
+    async def _soonest(self, machine: Machine) -> Vm:
+        """On its own instance, or on one that becomes free while that boots."""
+        booting = asyncio.ensure_future(self._booted(machine))
+        try:
+            while not booting.done():
+                freed = asyncio.ensure_future(self._fleet.freed(machine))
+                try:
+                    await asyncio.wait((booting, freed), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    freed.cancel()
+                if not booting.done() and await self._fleet.move(machine):
+                    booting.cancel()
+                    await asyncio.gather(booting, return_exceptions=True)
+                    return await self._booted(machine)
+            return booting.result()
+        finally:
+            booting.cancel()
+
+    async def _booted(self, machine: Machine) -> Vm:
+        vm: Vm | None = None
         try:
             async with asyncio.timeout(self._settings.boot_s):
                 instance = await self._with_host_key(await self._running(machine))
                 vm = self._vm(instance)
                 await vm.ready()
                 await self._guard(machine, vm)
+                return vm
         except BaseException as e:
             if vm is not None:
                 await vm.link.close()
@@ -192,8 +233,6 @@ class Ec2Ssh:
             trouble = vm.trouble if vm is not None else "it did not run, or its host key was not to be seen"
             seat = self._fleet.id_of(machine)
             raise MachineLost(f"instance {seat} was not ready within ec2.boot_s: {trouble}") from e
-        self._vms[machine.id] = vm
-        return None
 
     def _ages(self, machine: Machine) -> bool:
         """A job that got it much later might not end before the instance does."""
@@ -334,6 +373,9 @@ class Ec2Ssh:
     async def get_vms(self) -> list[Machine]:
         self._listed = {instance.machine.id: instance for instance in await self._fleet.all()}
         return [instance.machine for instance in self._listed.values()]
+
+    def standing(self, image: str) -> Standing:
+        return self._fleet.standing(image)
 
     def unseen(self) -> int:
         return len(self._fleet.unseen)

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
-from collections.abc import Awaitable, Coroutine
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ...config import Ec2
 from ...errors import Unsuitable, VmmsError, VmmsUnavailable
-from ...machine import Machine
+from ...machine import Machine, Standing
 from . import instances
 from .accounts import OWN, Accounts
 from .client import Account, Gone
-from .instances import Instance
+from .instances import Instance, new_id, new_nonce
+from .spares import Spare, Spares
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class Seat:
 
     instance: str
     account: str
+    image: str
 
 
 class Fleet:
@@ -48,8 +52,11 @@ class Fleet:
         self._install = install
         self._accounts = accounts
         self._seats: dict[str, Seat] = {}
-        self._idle: dict[str, Machine] = {}
-        """Instances that wait for a job, and whose machine each was last."""
+        self._spares = Spares()
+        self._launching: Counter[str] = Counter()
+        """By image: launches that AWS has not answered."""
+        self._fresh_until: dict[str, float] = {}
+        """Instances of which it does not show yet what they do to the jobs that wait; for ever while they boot."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._silent: dict[str, str] = {}
         """Account → why it did not say what is there when it was last asked."""
@@ -58,8 +65,32 @@ class Fleet:
 
     # -- what is there -----------------------------------------------------------------------------
 
-    def made(self, instance: str, machine: Machine, account: str) -> None:
-        self._seats[machine.id] = Seat(instance, account)
+    @contextmanager
+    def launching(self, machine: Machine) -> Iterator[None]:
+        """While an instance is asked for; `made` counts it from then on."""
+        self._launching[machine.spec.image] += 1
+        try:
+            yield
+        finally:
+            self._launching[machine.spec.image] -= 1
+
+    def made(self, instance: str, machine: Machine, account: str, *, new: bool = False) -> None:
+        self._seats[machine.id] = Seat(instance, account, machine.spec.image)
+        if new:
+            self._fresh_until[instance] = math.inf
+
+    def booted(self, machine: Machine) -> None:
+        """Its instance takes jobs."""
+        instance = self.id_of(machine)
+        if self._fresh_until.get(instance) == math.inf:
+            self._fresh_until[instance] = asyncio.get_running_loop().time() + self._settings.scale_after_s
+
+    def standing(self, image: str) -> Standing:
+        now, launching = asyncio.get_running_loop().time(), self._launching[image]
+        there = {seat.instance for seat in self._seats.values() if seat.image == image}
+        there |= {spare.instance for spare in self._spares if spare.last.spec.image == image}
+        fresh = sum(self._fresh_until.get(instance, now) > now for instance in there)
+        return Standing(machines=len(there) + launching, fresh=fresh + launching)
 
     def id_of(self, machine: Machine) -> str:
         seat = self._seats.get(machine.id)
@@ -81,7 +112,7 @@ class Fleet:
         """The same, and remembers where it is."""
         found = await self.look(machine)
         if found is not None:
-            self._seats.setdefault(machine.id, Seat(found.id, found.account))
+            self._seats.setdefault(machine.id, Seat(found.id, found.account, machine.spec.image))
         return found
 
     async def all(self) -> list[Instance]:
@@ -96,7 +127,7 @@ class Fleet:
             raise VmmsUnavailable(f"no account says what is there: {self._silent[OWN]}")
         # By id: a job may bring the very account that is the settings' own.
         found = {one.id: one for living in answers for one in living or ()}
-        return [one for one in found.values() if one.id not in self._idle]
+        return [one for one in found.values() if one.id not in self._spares]
 
     async def _asked(self, name: str) -> list[Instance] | None:
         """What lives in the account; None if that is not known."""
@@ -161,8 +192,11 @@ class Fleet:
         return said[0] if said else ""
 
     async def tag(self, instance: Instance, tags: dict[str, str]) -> None:
+        await self._tag(instance.account, instance.id, tags)
+
+    async def _tag(self, account: str, instance: str, tags: dict[str, str]) -> None:
         packed = [{"Key": key, "Value": value} for key, value in tags.items()]
-        await (await self._account(instance)).call("create_tags", Resources=[instance.id], Tags=packed)
+        await (await self._accounts.get(account)).call("create_tags", Resources=[instance], Tags=packed)
 
     async def _account(self, instance: Instance) -> Account:
         return await self._accounts.get(instance.account)
@@ -184,13 +218,20 @@ class Fleet:
         await self._leave(name)
 
     async def _terminate(self, machine: Machine, name: str, ids: set[str]) -> None:
-        """Ends these, and all that have the machine's tag."""
+        """Ends these, and all that have the machine's tag, but for those that a listing which lags says to have it."""
         account = await self._accounts.get(name)
         described = await self._described(name, Filters=[_filter(instances.MACHINE, machine.id)])
-        ids = ids | {one.id for one in described if not one.gone}
+        others = {seat.instance for owner, seat in self._seats.items() if owner != machine.id}
+        others |= {spare.instance for spare in self._spares}
+        ids = ids | ({one.id for one in described if not one.gone} - others)
         if ids:
             with suppress(Gone):
                 await account.call("terminate_instances", InstanceIds=sorted(ids))
+        self._forget(ids)
+
+    def _forget(self, ids: Iterable[str]) -> None:
+        for instance in ids:
+            self._fresh_until.pop(instance, None)
 
     async def _leave(self, name: str) -> None:
         """Forgets a job's account once nothing of ours is there."""
@@ -211,49 +252,86 @@ class Fleet:
         await account.call("delete_tags", Resources=[instance.id], Tags=[{"Key": instances.INSTALL}])
         log.warning("instance %s is kept (ec2.keep_failed): %s", instance.id, why)
         self._seats.pop(machine.id, None)
+        self._forget([instance.id])
         return True
 
     # -- from job to job ---------------------------------------------------------------------------
 
     async def give_back(self, machine: Machine) -> None:
         """The instance is clean, and waits for the next job that needs such a one."""
-        seat = self._seats.pop(machine.id)
-        self._idle[seat.instance] = machine
-        asyncio.get_running_loop().call_later(self._settings.idle_s, self._unused_since, seat.instance, machine)
+        self._put(Spare(self._seats.pop(machine.id).instance, machine, booted=True))
 
-    def _unused_since(self, instance: str, machine: Machine) -> None:
-        if self._idle.get(instance) is machine:
-            self._spawn(self._end_waiting(instance))
+    def _put(self, spare: Spare) -> None:
+        self._spares.put(spare)
+        asyncio.get_running_loop().call_later(self._settings.idle_s, self._unneeded, spare)
 
-    async def _end_waiting(self, instance: str) -> None:
-        if (last := self._idle.pop(instance, None)) is not None:
-            await self._end(instance, last)
+    def _unneeded(self, spare: Spare) -> None:
+        if self._spares.drop(spare):
+            self._spawn(self._end(spare.instance, spare.last))
 
     async def take(self, machine: Machine) -> bool:
         """Gives the machine an instance that waits for such a one. False if there is none."""
-        for instance, last in list(self._idle.items()):
-            if last.spec != machine.spec or self._idle.pop(instance, None) is None:
-                continue
-            try:
-                if await self._given(instance, last, machine):
+        while True:
+            while (spare := self._spares.take(machine.spec)) is not None:
+                if await self._given(spare, machine):
                     return True
-            except BaseException:
-                # It may have either machine's tag now.
-                self._spawn(self._end(instance, machine))
-                raise
+            if not await self._spares.moved(machine.spec):
+                return False
+
+    async def freed(self, machine: Machine) -> None:
+        """Returns when `move` may find one for it."""
+        await self._spares.came(machine.spec)
+
+    async def move(self, machine: Machine) -> bool:
+        """Gives the machine, whose instance boots, one that has booted; its own waits for the next job.
+
+        False if there is none. What AWS refuses of it keeps no job from its own instance.
+        """
+        booting = self._seats.get(machine.id)
+        try:
+            while booting is not None and (spare := self._spares.take(machine.spec, booted=True)) is not None:
+                with self._spares.moving(machine.spec):
+                    if await self._given(spare, machine):
+                        await self._leave_to_next(booting, machine)
+                        return True
+        except VmmsError as e:
+            log.warning("machine %s waits for its own instance: %s", machine.id, e)
         return False
 
-    async def _given(self, instance: str, last: Machine, machine: Machine) -> bool:
-        name = _account_of(last)
+    async def _leave_to_next(self, seat: Seat, machine: Machine) -> None:
+        """The instance is no longer the machine's, nor anyone's."""
+        heir = replace(machine, id=new_id(), nonce=new_nonce())
+        tags = instances.tags_of(self._install, heir, "")
+        del tags[instances.HOST_KEY]
         try:
-            found = await self._described(name, InstanceIds=[instance])
-        except Gone:
-            return False
-        if not found or found[0].state != "running":
+            await self._tag(seat.account, seat.instance, tags)
+        except BaseException as e:
+            self._spawn(self._end(seat.instance, heir))
+            if not isinstance(e, VmmsError):
+                raise
+            log.warning("instance %s is ended, since it cannot be left to another job: %s", seat.instance, e)
+        else:
+            self._put(Spare(seat.instance, heir, booted=False))
+
+    async def _given(self, spare: Spare, machine: Machine) -> bool:
+        try:
+            return await self._lent(spare, machine)
+        except BaseException:
+            # It may have either machine's tag now.
+            self._spawn(self._end(spare.instance, spare.last))
+            raise
+
+    async def _lent(self, spare: Spare, machine: Machine) -> bool:
+        name = _account_of(spare.last)
+        found: list[Instance] = []
+        with suppress(Gone):
+            found = await self._described(name, InstanceIds=[spare.instance])
+        if not found or found[0].state not in ("pending", "running"):
+            self._forget([spare.instance])
             return False
         await self.tag(found[0], instances.tags_of(self._install, machine, found[0].host_key))
-        self.made(instance, machine, name)
-        log.info("machine %s is instance %s again", machine.id, instance)
+        self.made(spare.instance, machine, name)
+        log.info("machine %s is instance %s again", machine.id, spare.instance)
         return True
 
     # -- what nobody uses --------------------------------------------------------------------------
@@ -272,8 +350,8 @@ class Fleet:
 
     async def close(self) -> None:
         """Ends all that wait, and waits until what nobody uses is ended, or for so long."""
-        for instance in list(self._idle):
-            self._spawn(self._end_waiting(instance))
+        for spare in self._spares:
+            self._unneeded(spare)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_S)
 

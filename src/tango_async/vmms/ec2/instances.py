@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 
@@ -62,6 +64,15 @@ class Instance:
     @property
     def taken_back(self) -> bool:
         return "Spot" in self.reason
+
+
+def new_id() -> str:
+    """Of a machine."""
+    return f"tango-{uuid4().hex[:16]}"
+
+
+def new_nonce() -> str:
+    return secrets.token_hex(16)
 
 
 def tags_of(install: str, machine: Machine, host_key: str) -> dict[str, str]:
