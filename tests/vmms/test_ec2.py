@@ -420,6 +420,29 @@ class TestReuse:
             await vmms.destroy_vm(second)
             assert [one["InstanceId"] for one in await cloud.living()] == [own]
 
+    async def test_who_comes_while_another_is_given_one_gets_what_that_leaves(
+        self, cloud: Cloud, tmp_path: Path
+    ) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            vmms = backend.vmms
+            async with backend.machine() as first:
+                second = await vmms.initialize_vm(backend.spec(), "tester")
+                await vmms.copy_in(first, inputs(make("echo one")), limit())
+                await vmms.run_job(first)
+            before = cloud.calls["CreateTags"]
+            cloud.slow_answers["CreateTags"] = 0.5
+            moving = asyncio.create_task(vmms.wait_vm(second))
+            async with asyncio.timeout(5):
+                while cloud.calls["CreateTags"] == before:
+                    await asyncio.sleep(0.01)
+            third = await vmms.initialize_vm(backend.spec(), "tester")
+            cloud.slow_answers.clear()
+            await moving
+            await vmms.wait_vm(third)
+            assert cloud.calls["RunInstances"] == len(await cloud.living()) == 2
+            for machine in (second, third):
+                await vmms.destroy_vm(machine)
+
     async def test_what_cannot_be_had_keeps_no_job_from_its_own_instance(self, cloud: Cloud, tmp_path: Path) -> None:
         async with backend_on(cloud, tmp_path, reuse=True) as backend:
             async with backend.machine() as first:

@@ -194,7 +194,8 @@ class Ec2Ssh:
     async def wait_vm(self, machine: Machine) -> None:
         if (vm := self._vms.get(machine.id)) is not None:
             return await (self._guard(machine, vm) if self._ages(machine) else vm.answers())
-        self._vms[machine.id] = await (self._soonest(machine) if self._settings.reuse else self._booted(machine))
+        boots = self._settings.reuse and self._fleet.boots(machine)
+        self._vms[machine.id] = await (self._soonest(machine) if boots else self._booted(machine))
         self._fleet.booted(machine)
         return None
 

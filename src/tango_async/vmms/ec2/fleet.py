@@ -79,11 +79,14 @@ class Fleet:
         if new:
             self._fresh_until[instance] = math.inf
 
+    def boots(self, machine: Machine) -> bool:
+        """Whether its instance was launched here, and nobody has been let in yet."""
+        return self._fresh_until.get(self.id_of(machine)) == math.inf
+
     def booted(self, machine: Machine) -> None:
         """Its instance takes jobs."""
-        instance = self.id_of(machine)
-        if self._fresh_until.get(instance) == math.inf:
-            self._fresh_until[instance] = asyncio.get_running_loop().time() + self._settings.scale_after_s
+        if self.boots(machine):
+            self._fresh_until[self.id_of(machine)] = asyncio.get_running_loop().time() + self._settings.scale_after_s
 
     def standing(self, image: str) -> Standing:
         now, launching = asyncio.get_running_loop().time(), self._launching[image]
@@ -121,6 +124,7 @@ class Fleet:
         Raises VmmsUnavailable if none does.
         """
         names = self._accounts.names()
+        self._silent = {name: problem for name, problem in self._silent.items() if name in names}
         answers = await asyncio.gather(*(self._asked(name) for name in names))
         self.unseen = {name for name, living in zip(names, answers, strict=True) if living is None}
         if len(self.unseen) == len(names):
