@@ -45,12 +45,16 @@ NEEDS_NO_ROOM = {"end", "retry", "extend", "reap", "delivered", "retire", "forge
 SHARED = ("_common", "_lanes", "_arrows")
 """Lua files that stand before every script."""
 
+LEAN = {"start", "extend", "show"}
+"""Scripts that need the first of these files only. They run often, and Lua makes all functions anew in each run."""
+
 
 @cache
 def _script(name: str, without_room: bool = False) -> tuple[str, str]:
     folder = resources.files(__package__) / "lua"
     first = "#!lua flags=allow-oom\n" if without_room else ""
-    text = first + "".join((folder / f"{part}.lua").read_text() for part in (*SHARED, name))
+    shared = SHARED[:1] if name in LEAN else SHARED
+    text = first + "".join((folder / f"{part}.lua").read_text() for part in (*shared, name))
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 

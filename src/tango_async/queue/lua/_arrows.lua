@@ -6,36 +6,41 @@ local function secret_key(id) return K('secret:' .. id) end
 
 -- held -> nobody's
 local function let_go(id, now, ended)
+  local f = redis.call('HMGET', J(id), 'machine', 'charged', 'claimed_ms')
   redis.call('ZREM', K('held'), id)
-  local machine = redis.call('HGET', J(id), 'machine')
-  if machine and machine ~= '' then redis.call('HDEL', K('machines'), machine) end
+  if f[1] and f[1] ~= '' then redis.call('HDEL', K('machines'), f[1]) end
   redis.call('DEL', K('live:' .. id))
-  vacate(id, now, ended)
+  vacate(id, now, ended, f[2], f[3])
 end
 
 -- assigned/running -> queued, at its old place
 local function requeue(id, now, text)
   let_go(id, now, false)
-  redis.call('HSET', J(id), 'state', 'queued', 'holder', '', 'machine', '', 'started_ms', '0')
+  redis.call('HSET', J(id), 'state', 'queued', 'holder', '', 'machine', '', 'started_ms', '0',
+    'trace', longer(redis.call('HGET', J(id), 'trace'), now, {text}))
   redis.call('EXPIRE', secret_key(id), SECRET_S)
-  trace(id, now, {text})
   enqueue(id)
 end
 
 -- queued/assigned/running -> dead. Writes the outbox entry in the same step. `seq` is that of the holder
 -- who ended it, or '0': only that holder may later hear DONE. `lines`, if any, come before the trace's last one.
 local function bury(id, now, seq, verdict, text, output, note, lines)
-  local f = redis.call('HMGET', J(id), 'state', 'pin', 'cb', 'answered_ms', 'cb_min_ms', 'cb_wait_ms', 'asked_ms')
-  if f[1] == 'queued' then dequeue(id) else let_go(id, now, true) end
+  local f = redis.call('HMGET', J(id), 'state', 'pin', 'cb', 'answered_ms', 'cb_min_ms', 'cb_wait_ms', 'asked_ms',
+    'trace')
+  if f[1] == 'queued' then
+    dequeue(id)
+    forget_later(job_of(id).lane)
+  else
+    let_go(id, now, true)
+  end
   redis.call('HDEL', K('pins'), f[2])
   redis.call('DEL', secret_key(id))
-  redis.call('HSET', J(id), 'state', 'dead', 'ended_ms', int(now), 'ended_seq', seq,
-    'verdict', verdict, 'output', output, 'note', note)
-  redis.call('ZADD', K('dead'), int(now), id)
-  count('ended_' .. verdict)
   lines = lines or {}
   lines[#lines + 1] = text
-  trace(id, now, lines, true)
+  redis.call('HSET', J(id), 'state', 'dead', 'ended_ms', int(now), 'ended_seq', seq,
+    'verdict', verdict, 'output', output, 'note', note, 'trace', longer(f[8], now, lines, true))
+  redis.call('ZADD', K('dead'), int(now), id)
+  count('ended_' .. verdict)
   if f[3] and f[3] ~= '' then
     local due = now
     if f[4] and f[4] ~= '0' then

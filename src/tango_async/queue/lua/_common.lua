@@ -10,14 +10,12 @@ end
 
 local function int(n) return string.format('%.0f', n) end
 
--- Lines of the trace, each "<ms>|<text>\n". Bounded, so that no loop can grow a record for ever; the last line of a
--- life (`whatever`) is always written.
-local function trace(id, now, texts, whatever)
-  local old = redis.call('HGET', J(id), 'trace') or ''
-  if #texts > 0 and (whatever or #old < 16384) then
-    local at = int(now) .. '|'
-    redis.call('HSET', J(id), 'trace', old .. at .. table.concat(texts, '\n' .. at) .. '\n')
-  end
+-- The trace with more lines, each "<ms>|<text>\n". Bounded, so that no loop can grow a record for ever; the last line
+-- of a life (`whatever`) is always written.
+local function longer(trace, now, texts, whatever)
+  if #texts == 0 or (trace and #trace >= 16384 and not whatever) then return trace or '' end
+  local at = int(now) .. '|'
+  return (trace or '') .. at .. table.concat(texts, '\n' .. at) .. '\n'
 end
 
 local function count(name) redis.call('HINCRBY', K('counters'), name, 1) end
@@ -26,8 +24,9 @@ local function ring(key)
   if redis.call('LLEN', key) < 64 then redis.call('RPUSH', key, '1') end
 end
 
--- Is the job held, and by this seq?
-local function holds(id, seq)
-  local f = redis.call('HMGET', J(id), 'state', 'seq')
-  return (f[1] == 'assigned' or f[1] == 'running') and f[2] == seq
+-- Is the job held, and by this seq? Then its fields of these names, too, by the same reading.
+local function holds(id, seq, ...)
+  local f = redis.call('HMGET', J(id), 'state', 'seq', ...)
+  if (f[1] == 'assigned' or f[1] == 'running') and f[2] == seq then return true, unpack(f, 3) end
+  return false
 end

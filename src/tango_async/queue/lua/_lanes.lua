@@ -29,9 +29,8 @@ end
 local known_jobs = {}
 local function job_of(id)
   if not known_jobs[id] then
-    local f = redis.call('HMGET', J(id), 'class', 'lane', 'who', 'order', 'slots', 'longest_ms', 'added_ms', 'spec')
-    known_jobs[id] = {class = f[1], lane = f[2], who = f[3], order = f[4], slots = tonumber(f[5]),
-      longest = tonumber(f[6]), added = f[7], spec = f[8]}
+    local f = redis.call('HMGET', J(id), 'class', 'lane', 'who', 'order', 'slots', 'longest_ms')
+    known_jobs[id] = {class = f[1], lane = f[2], who = f[3], order = f[4], slots = tonumber(f[5]), longest = tonumber(f[6])}
   end
   return known_jobs[id]
 end
@@ -41,16 +40,19 @@ local function blend(known, value)
   return string.format('%.3f', math.max(known and 0.9 * known + 0.1 * value or value, 1))
 end
 
--- The lane's virtual time moves, and with it its place among the others.
-local function advance(lane, by)
-  local vt = redis.call('HINCRBYFLOAT', lane_key(lane), 'vt', string.format('%.3f', by))
+-- The lane's virtual time moves, and with it its place among the others. More fields of the lane, names and values, are
+-- written with it.
+local function advance(lane, by, ...)
+  local vt = string.format('%.3f', lane_of(lane).vt + by)
   lane_of(lane).vt = vt
+  redis.call('HSET', lane_key(lane), 'vt', vt, ...)
   for _, class in ipairs(redis.call('HKEYS', K('classes:' .. lane))) do
     redis.call('ZADD', K('lanes:' .. class), 'XX', vt, lane)
   end
 end
 
--- Offers the lane's jobs of this class, or hides them, as its cap and its jobs say. True if they were hidden before.
+-- Offers the lane's jobs of this class, or hides them, as its cap and its jobs say. Answers whether they are offered,
+-- and whether they were hidden before.
 local function refresh_lane(class, lane)
   local cap, lanes = lane_of(lane).cap, K('lanes:' .. class)
   local open = redis.call('EXISTS', place('wait', class, lane)) == 1
@@ -65,8 +67,9 @@ local function refresh_lane(class, lane)
     local behind = math.min(clock, least) - lane_of(lane).vt
     if behind > 0 then advance(lane, behind) end
     redis.call('ZADD', lanes, lane_of(lane).vt, lane)
-    return true
+    return true, true
   end
+  return open, false
 end
 
 -- Of a submitter only the best job of each class is offered, and none at the cap. That is so without a cap, too, so
@@ -103,6 +106,7 @@ end
 
 -- A class (IMAGE, IMAGE|quiet, IMAGE|+a+b, IMAGE|quiet+a+b) without its labels, and those, as '+a+b' or ''.
 local function split_class(class)
+  if not string.find(class, '+', 1, true) then return class, '' end
   local plain, labels = string.match(class, '^([^+]*)(.*)$')
   return string.gsub(plain, '|$', ''), labels
 end
@@ -153,8 +157,7 @@ local function enqueue(id)
   else
     redis.call('ZADD', place('wait', class, lane), job.order, id)
   end
-  refresh_lane(class, lane)
-  if redis.call('ZSCORE', K('lanes:' .. class), lane) then ring_class(class) end
+  if refresh_lane(class, lane) then ring_class(class) end
 end
 
 -- queued -> held, dead
@@ -171,13 +174,13 @@ local function dequeue(id)
   end
   refresh_lane(class, lane)
   count_class(class, lane, -1)
-  forget_later(lane)
 end
 
 local function refresh_all(lane, who)
   for _, class in ipairs(redis.call('HKEYS', K('classes:' .. lane))) do
     if who ~= '' then refresh_head(class, lane, who) end
-    if refresh_lane(class, lane) then ring_class(class) end
+    local _, anew = refresh_lane(class, lane)
+    if anew then ring_class(class) end
   end
 end
 
@@ -192,34 +195,35 @@ local function recap(lane)
 end
 
 -- queued -> held. Counted among its lane's and its submitter's running jobs, and charged with what such a job
--- takes as a rule.
-local function occupy(id, now)
+-- takes as a rule: answers that.
+local function occupy(id)
   local job = job_of(id)
   local lane, who = job.lane, job.who
   redis.call('SADD', K('running:' .. lane), id)
   if who ~= '' then redis.call('SADD', of('running', lane, who), id) end
   dequeue(id)
-  local charge = lane_of(lane).mean * job.slots / lane_of(lane).weight
-  redis.call('HSET', J(id), 'charged', string.format('%.3f', charge), 'claimed_ms', int(now))
+  local charge = string.format('%.3f', lane_of(lane).mean * job.slots / lane_of(lane).weight)
   advance(lane, charge)
   if capped(lane) then refresh_all(lane, who) end
+  return charge
 end
 
--- No longer held. A job that ended is charged with the time that it had its slots, any other with nothing.
-local function vacate(id, now, ended)
-  local job, f = job_of(id), redis.call('HMGET', J(id), 'charged', 'claimed_ms')
+-- No longer held. A job that ended is charged with the time that it had its slots, any other with nothing, instead of
+-- what it was `charged` when it was claimed.
+local function vacate(id, now, ended, charged, claimed_ms)
+  local job = job_of(id)
   local lane, who = job.lane, job.who
   if redis.call('SREM', K('running:' .. lane), id) == 0 then return end
   if who ~= '' then redis.call('SREM', of('running', lane, who), id) end
-  local took = 0
   if ended then
     -- A clock that was set forward meanwhile is not the lane's doing.
-    took = math.min(math.max(now - f[2], 0), job.longest)
+    local took = math.min(math.max(now - claimed_ms, 0), job.longest)
     lane_of(lane).took = blend(lane_of(lane).took, took)
-    redis.call('HSET', lane_key(lane), 'mean_ms', lane_of(lane).took)
     redis.call('SET', K('mean_ms'), blend(redis.call('GET', K('mean_ms')), took))
+    advance(lane, took * job.slots / lane_of(lane).weight - charged, 'mean_ms', lane_of(lane).took)
+  else
+    advance(lane, -charged)
   end
-  advance(lane, took * job.slots / lane_of(lane).weight - f[1])
   -- When nothing runs, nobody owes anything to those who come later.
   if redis.call('ZCARD', K('held')) == 0 then
     redis.call('SET', K('vclock'), math.max(lane_of(lane).vt, redis.call('GET', K('vclock')) or 0))

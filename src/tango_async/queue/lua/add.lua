@@ -40,7 +40,8 @@ for _, other in ipairs(older()) do
   local f = redis.call('HMGET', J(other), 'state', 'lab', 'intent', 'who')
   -- Never another submitter's, also where they have one output file.
   if f[1] and f[1] ~= 'dead' and f[2] == ARGV[3] and not f[3] and f[4] == who then
-    trace(other, now, {'Superseded by job ' .. id})
+    redis.call('HSET', J(other), 'trace',
+      longer(redis.call('HGET', J(other), 'trace'), now, {'Superseded by job ' .. id}))
     call_off(other, now, ARGV[19], ARGV[20])
   end
 end
@@ -53,15 +54,15 @@ local pending = 0
 if who ~= '' then
   pending = redis.call('ZCARD', mine_key(class, lane, who)) + redis.call('SCARD', of('running', lane, who))
 end
+local notes = {unpack(ARGV, 24)}
+notes[#notes + 1] = 'Added job ' .. id .. ' to queue'
 local order = int((100 - ARGV[17]) * PRIORITY + id + PENALTY * pending)
 redis.call('HSET', J(id), 'spec', ARGV[1], 'class', class, 'lab', ARGV[3], 'out', ARGV[4], 'pin', ARGV[5],
   'lane', lane, 'who', who, 'order', order, 'slots', ARGV[21], 'longest_ms', ARGV[22],
   'state', 'queued', 'added_ms', int(now), 'asked_ms', int(now), 'attempts', '0', 'retries', '0', 'seq', '0',
-  'cb', ARGV[8], 'cb_min_ms', ARGV[9], 'cb_wait_ms', ARGV[10], 'cb_tries', '0', 'answered_ms', '0')
+  'cb', ARGV[8], 'cb_min_ms', ARGV[9], 'cb_wait_ms', ARGV[10], 'cb_tries', '0', 'answered_ms', '0',
+  'trace', longer('', now, notes))
 if ARGV[23] ~= '' then redis.call('SET', secret_key(id), ARGV[23], 'EX', SECRET_S) end
-local notes = {unpack(ARGV, 24)}
-notes[#notes + 1] = 'Added job ' .. id .. ' to queue'
-trace(id, now, notes)
 redis.call('SET', same, id, 'PX', ARGV[7])
 redis.call('HSET', K('pins'), ARGV[5], id)
 redis.call('HSET', K('outputs:' .. ARGV[3]), ARGV[4], id)

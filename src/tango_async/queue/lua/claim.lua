@@ -6,14 +6,15 @@
 local OFFER_MS = 86400000
 local mine, now = K('claim:' .. ARGV[1]), now_ms()
 
-local function answer(id, seq, attempt)
-  return {tonumber(id), tonumber(seq), tonumber(attempt), tonumber(job_of(id).added), job_of(id).spec}
+local function answer(id, seq, attempt, added_ms, spec)
+  return {tonumber(id), tonumber(seq), tonumber(attempt), tonumber(added_ms), spec}
 end
 
 local function again(given)
   local found = {}
   for id, seq in string.gmatch(given, '(%d+):(%d+)') do
-    if holds(id, seq) then found[#found + 1] = answer(id, seq, redis.call('HGET', J(id), 'attempts')) end
+    local mine, attempt, added_ms, spec = holds(id, seq, 'attempts', 'added_ms', 'spec')
+    if mine then found[#found + 1] = answer(id, seq, attempt, added_ms, spec) end
   end
   return found
 end
@@ -32,6 +33,8 @@ local function classes_of(offer)
   return found
 end
 
+local vclock = tonumber(redis.call('GET', K('vclock')) or 0)
+
 -- The first job of the first lane among the classes that still have room, and its class.
 local function first(room, offer_of)
   local id, chosen, least, first_order
@@ -48,24 +51,27 @@ local function first(room, offer_of)
       redis.call('DEL', K('bell:' .. class))
     end
   end
-  if id then redis.call('SET', K('vclock'), math.max(least, redis.call('GET', K('vclock')) or 0)) end
+  if id and least > vclock then
+    vclock = least
+    redis.call('SET', K('vclock'), vclock)
+  end
   return id, chosen
 end
 
 local function take(id)
-  local seq = int(redis.call('INCR', K('seq')))
-  local attempt = redis.call('HINCRBY', J(id), 'attempts', 1)
-  redis.call('HSET', J(id), 'state', 'assigned', 'seq', seq, 'holder', ARGV[1], 'machine', '')
+  local f = redis.call('HMGET', J(id), 'attempts', 'added_ms', 'spec', 'eta_ms', 'trace')
+  local seq, attempt = int(redis.call('INCR', K('seq'))), (f[1] or 0) + 1
   redis.call('ZADD', K('held'), int(now + ARGV[3]), id)
-  occupy(id, now)
-  local foretold = redis.call('HGET', J(id), 'eta_ms')
-  if foretold then
-    learn(job_of(id).lane, now - foretold)
+  local charged = occupy(id)
+  if f[4] then
+    learn(job_of(id).lane, now - f[4])
     redis.call('HDEL', J(id), 'eta_ms')
   end
-  trace(id, now, {'Dispatched job ' .. id .. ' [try ' .. (attempt - 1) .. ']'})
+  redis.call('HSET', J(id), 'state', 'assigned', 'seq', seq, 'holder', ARGV[1], 'machine', '', 'attempts', int(attempt),
+    'charged', charged, 'claimed_ms', int(now),
+    'trace', longer(f[5], now, {'Dispatched job ' .. id .. ' [try ' .. int(attempt - 1) .. ']'}))
   count('claims')
-  return seq, attempt
+  return answer(id, seq, attempt, f[2], f[3])
 end
 
 local last = redis.call('HMGET', mine, 'request', 'given')
@@ -78,9 +84,9 @@ end
 while left > 0 do
   local id, class = first(room, offer_of)
   if not id then break end
-  local seq, attempt = take(id)
-  taken[#taken + 1] = id .. ':' .. seq
-  found[#found + 1] = answer(id, seq, attempt)
+  local job = take(id)
+  taken[#taken + 1] = id .. ':' .. int(job[2])
+  found[#found + 1] = job
   local offer = offer_of[class]
   room[offer], left = room[offer] - 1, left - job_of(id).slots
 end

@@ -4,9 +4,9 @@
 local now, answers = now_ms(), {}
 for i = 2, #ARGV, 2 do
   local id = ARGV[i]
-  if holds(id, ARGV[i + 1]) then
+  local mine, intent = holds(id, ARGV[i + 1], 'intent')
+  if mine then
     redis.call('ZADD', K('held'), int(now + ARGV[1]), id)
-    local intent = redis.call('HGET', J(id), 'intent')
     answers[#answers + 1] = intent == 'cancel' and 'CANCEL' or 'OK'
   else
     answers[#answers + 1] = 'STALE'

@@ -2,11 +2,12 @@
 -- ARGV: id, seq, reason, most retries (or -1: not charged), counter to raise (or '')
 -- Answers OK, SPENT (still held: the holder must end it), CANCEL (likewise), or STALE.
 local id, now, most = ARGV[1], now_ms(), tonumber(ARGV[4])
-if not holds(id, ARGV[2]) then return 'STALE' end
-if redis.call('HGET', J(id), 'intent') == 'cancel' then return 'CANCEL' end
+local mine, intent, retries = holds(id, ARGV[2], 'intent', 'retries')
+if not mine then return 'STALE' end
+if intent == 'cancel' then return 'CANCEL' end
 if ARGV[5] ~= '' then count(ARGV[5]) end
 if most >= 0 then
-  if tonumber(redis.call('HGET', J(id), 'retries')) >= most then return 'SPENT' end
+  if tonumber(retries) >= most then return 'SPENT' end
   redis.call('HINCRBY', J(id), 'retries', 1)
   count('job_retries')
 end
