@@ -17,14 +17,13 @@ from importlib import resources
 from typing import Any, Protocol
 
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool
 
 from ..config import Queue
 from ..errors import ConfigError, QueueBroken, QueueRefused
 from . import keys
 from .address import options
 from .batches import Batches
-from .edge import Edge
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,6 @@ class Server:
 
     def __init__(self, settings: Queue, *, timeout_s: float, quiet_ms: int, marks: Marks | None) -> None:
         self.prefix = settings.prefix
-        self._timeout_s = timeout_s
         self._quiet_ms = quiet_ms
         self._marks = marks
         self._shows_no_certificate = settings.url.startswith("rediss") and settings.cert is None
@@ -71,12 +69,10 @@ class Server:
         self._knows_flags = False
         # More requests than connections wait for one.
         self._pool = BlockingConnectionPool(timeout=timeout_s, redis_connect_func=self._on_connect, **options(settings))
-        self._redis = Redis(connection_pool=self._pool)
-        self._batches = Batches(self._redis)
+        self._batches = Batches(self._pool, timeout_s)
 
     async def close(self) -> None:
         await self._batches.close()
-        await self._redis.aclose()
         await self._pool.disconnect()
 
     async def run(self, name: str, *args: Any) -> Any:
@@ -89,13 +85,11 @@ class Server:
 
     async def command(self, *words: Any) -> Any:
         """One command; keys are given whole. Raises QueueUnavailable, QueueBroken."""
-        async with Edge(self._timeout_s):
-            return await self._batches.ask(words)
+        return await self._batches.ask(words)
 
     async def commands(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Several commands in one trip, their answers in order."""
-        async with Edge(self._timeout_s):
-            return list(await asyncio.gather(*(self._batches.ask(words) for words in commands)))
+        return list(await asyncio.gather(*map(self._batches.ask, commands)))
 
     async def info(self, section: str) -> dict[str, str]:
         return _parse_info(await self.command(_RAW_INFO, section))

@@ -34,23 +34,35 @@ class Edge:
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError:
-            raise QueueUnavailable("Redis does not answer") from error
+        except TimeoutError as e:
+            raise ours(e) from error
         if _cancels() > self._cancels and not isinstance(error, asyncio.CancelledError):
             raise asyncio.CancelledError from error
-        match error:
-            case exceptions.NoScriptError() | None:
-                return
-            case exceptions.OutOfMemoryError():
-                raise QueueOutOfMemory("Redis is out of memory") from error
-            case exceptions.RedisError() if refused := _refusal(error):
-                raise QueueRefused(refused) from error
-            case exceptions.ResponseError() if not str(error).startswith(PASSING):
-                raise QueueBroken(f"Redis refuses what it is asked: {error}") from error
-            case exceptions.RedisError() | OSError():
-                raise QueueUnavailable(f"Redis cannot be used: {error}") from error
-            case StoreError():
-                raise QueueUnavailable(f"the mark of job ids cannot be read: {error}") from error
+        if isinstance(error, Exception) and (known := ours(error)) is not error:
+            raise known from error
+
+
+def ours(error: Exception) -> Exception:
+    """What an error at the edge is to the service. NoScriptError and what is no error of the edge stay as they are."""
+    match error:
+        case exceptions.NoScriptError():
+            return error
+        case TimeoutError():
+            found: Exception = QueueUnavailable("Redis does not answer")
+        case exceptions.OutOfMemoryError():
+            found = QueueOutOfMemory("Redis is out of memory")
+        case exceptions.RedisError() if refused := _refusal(error):
+            found = QueueRefused(refused)
+        case exceptions.ResponseError() if not str(error).startswith(PASSING):
+            found = QueueBroken(f"Redis refuses what it is asked: {error}")
+        case exceptions.RedisError() | OSError():
+            found = QueueUnavailable(f"Redis cannot be used: {error}")
+        case StoreError():
+            found = QueueUnavailable(f"the mark of job ids cannot be read: {error}")
+        case _:
+            return error
+    found.__cause__ = error
+    return found
 
 
 def _refusal(error: Exception) -> str:
