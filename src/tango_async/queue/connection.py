@@ -17,13 +17,13 @@ from importlib import resources
 from typing import Any, Protocol
 
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import ConnectionPool
 
 from ..config import Queue
 from ..errors import ConfigError, QueueBroken, QueueRefused
 from . import keys
 from .address import options
-from .batches import Batches
+from .line import Line
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +67,13 @@ class Server:
         self._shows_no_certificate = settings.url.startswith("rediss") and settings.cert is None
         self._greeted = ""
         self._knows_flags = False
-        # More requests than connections wait for one.
-        self._pool = BlockingConnectionPool(timeout=timeout_s, redis_connect_func=self._on_connect, **options(settings))
-        self._batches = Batches(self._pool, timeout_s)
+        # The line has time limits of its own.
+        chosen = options(settings) | {"socket_timeout": None, "redis_connect_func": self._on_connect}
+        connection = ConnectionPool(**chosen).make_connection()  # type: ignore[no-untyped-call]
+        self._line = Line(connection, timeout_s)
 
     async def close(self) -> None:
-        await self._batches.close()
-        await self._pool.disconnect()
+        await self._line.close()
 
     async def run(self, name: str, *args: Any) -> Any:
         """Runs lua/<name>.lua. Raises QueueUnavailable, QueueBroken."""
@@ -85,11 +85,11 @@ class Server:
 
     async def command(self, *words: Any) -> Any:
         """One command; keys are given whole. Raises QueueUnavailable, QueueBroken."""
-        return await self._batches.ask(words)
+        return await self._line.ask(words)
 
     async def commands(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Several commands in one trip, their answers in order."""
-        return list(await asyncio.gather(*map(self._batches.ask, commands)))
+        return list(await asyncio.gather(*map(self._line.ask, commands)))
 
     async def info(self, section: str) -> dict[str, str]:
         return _parse_info(await self.command(_RAW_INFO, section))
