@@ -23,6 +23,9 @@ _SUBMITTER = re.compile(r"[^@\s/\x00-\x1f]+@[^@\s/_\x00-\x1f]+")
 
 _LABEL = re.compile(LABEL, re.ASCII)
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What ends or breaks a line (Unicode's Cc, Zl and Zp)."""
+
 RESERVED_PREFIX = ".tango"
 """Names the store and the bootstrap use for themselves."""
 
@@ -49,7 +52,7 @@ def _problem(raw: str) -> str | None:
         return f"longer than {MAX_NAME_BYTES} bytes"
     if "/" in raw or raw in (".", ".."):
         return "not a plain file name"
-    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in raw):
+    if _CONTROL.search(raw):
         return "control characters"
     if raw.startswith(RESERVED_PREFIX):
         return f"names that begin with {RESERVED_PREFIX} are reserved"

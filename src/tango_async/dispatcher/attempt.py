@@ -69,6 +69,8 @@ class Bench:
     queue: Queue
     store: FileStore
     vmms: Vmms
+    hosts: ManyHosts | None
+    """The same, where the back-end has several."""
     pool: Pool
     images: Images
     """Knows whether the engine is well; nothing is claimed until it is."""
@@ -196,16 +198,16 @@ class Attempt:
     @asynccontextmanager
     async def _host(self) -> AsyncIterator[str]:
         """Slots of one host, where the back-end has several; then its name. Raises VmmsError."""
-        vmms, n = self._bench.vmms, self._claim.spec.slots
-        if not isinstance(vmms, ManyHosts):
+        hosts, n = self._bench.hosts, self._claim.spec.slots
+        if hosts is None:
             yield ""
             return
-        turn = vmms.ask(self._claim.spec.image, n)
+        turn = hosts.ask(self._claim.spec.image, n)
         try:
             await self._hold.wait(turn)
             yield turn.result()
         finally:
-            vmms.leave(n, turn)
+            hosts.leave(n, turn)
 
     async def _on_machine(self, wanted: MachineSpec, host: str, *, fresh: bool) -> bool:
         """False if a prepared machine turned out to be dead: then nothing of the job was run."""
@@ -237,15 +239,15 @@ class Attempt:
     @contextmanager
     def _held(self, machine: Machine) -> Iterator[None]:
         """The slots of a machine that runs already."""
-        vmms, n = self._bench.vmms, self._claim.spec.slots
-        if not isinstance(vmms, ManyHosts):
+        hosts, n = self._bench.hosts, self._claim.spec.slots
+        if hosts is None:
             yield
             return
-        turn = vmms.hold(machine, n)
+        turn = hosts.hold(machine, n)
         try:
             yield
         finally:
-            vmms.leave(n, turn)
+            hosts.leave(n, turn)
 
     @asynccontextmanager
     async def _lent_out(self, lease: AbstractAsyncContextManager[Lent]) -> AsyncIterator[Lent]:

@@ -97,7 +97,16 @@ class Dispatcher:
         self._claims = Bells(settings)
         self._control = Bells(settings)
         self._bench = Bench(
-            settings, queue, store, vmms, self._pool, self._images, self._cores, self._breaker, self._do_later
+            settings=settings,
+            queue=queue,
+            store=store,
+            vmms=vmms,
+            hosts=self._hosts,
+            pool=self._pool,
+            images=self._images,
+            cores=self._cores,
+            breaker=self._breaker,
+            later=self._do_later,
         )
 
     async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:

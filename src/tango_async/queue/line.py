@@ -47,9 +47,12 @@ class Line:
         """Not sent yet, or to be sent again."""
         self._unanswered: deque[Asked] = deque()
         self._rung = asyncio.Event()
+        self._met = False
+        """Whether the connection of the moment was made."""
         self._heard = False
-        """Whether an answer has come over the connection of the moment."""
+        """Whether an answer has come over it."""
         self._patience: asyncio.Timeout | None = None
+        """With it."""
         self._serving: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
 
@@ -59,7 +62,7 @@ class Line:
         one = Asked(pack_command(tuple(words)), loop.create_future(), loop.time() + self._timeout_s)
         self._asked.append(one)
         self._rung.set()
-        if self._serving is None:
+        if self._serving is None or self._serving.done():
             self._serving = loop.create_task(self._serve())
         if self._watch is None:
             self._watch = loop.call_at(one.due_s, self._look)
@@ -69,48 +72,52 @@ class Line:
         """Ends what is under way; who waits for it hears that it was cancelled."""
         if self._watch is not None:
             self._watch.cancel()
+            self._watch = None
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.wait([self._serving])
         for one in self._waiting():
             one.answer.cancel()
+        self._asked, self._unanswered = [], deque()
         await self._connection.disconnect()
 
     async def _serve(self) -> None:
         failures = 0
         while True:
             await self._rung.wait()
-            met = self._heard = False
+            self._met = self._heard = False
             try:
-                async with asyncio.timeout(None) as self._patience:
-                    await self._connection.connect()  # type: ignore[no-untyped-call]
-                    met = True
-                    await self._talk()
+                async with asyncio.timeout(None) as patience:
+                    await self._talk(patience)
             except Exception as error:
                 await self._connection.disconnect(nowait=True)
-                failures = 1 if self._heard else failures + 1
                 self._asked = self._waiting()
                 self._unanswered.clear()
-                # redis-py has tried to connect more than once itself.
-                if failures > REPEATS or (failures == 1 and not met):
-                    failures = 0
+                failures = 1 if self._heard else failures + 1
+                # One that was never made was tried more than once by redis-py.
+                if failures > REPEATS or (failures == 1 and not self._met):
                     _tell(self._asked, error)
                     self._asked = []
-                self._rung.clear()
                 if self._asked:
                     self._rung.set()
-                    await asyncio.sleep(min(PAUSE_S * 2**failures / 2, LONGEST_PAUSE_S))
-            finally:
-                self._patience = None
+                    await asyncio.sleep(min(PAUSE_S * 2 ** (failures - 1), LONGEST_PAUSE_S))
+                else:
+                    self._rung.clear()
+                    failures = 0
 
-    async def _talk(self) -> None:
+    async def _talk(self, patience: asyncio.Timeout) -> None:
         """Until the connection is lost."""
+        self._patience = patience
         try:
+            await self._connection.connect()  # type: ignore[no-untyped-call]
+            self._met = True
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._send())
                 await self._read()
         except BaseExceptionGroup as lost:
             raise lost.exceptions[0] from None
+        finally:
+            self._patience = None
 
     async def _send(self) -> None:
         while True:
@@ -142,7 +149,7 @@ class Line:
         late = [one for one in asked if one.due_s <= now]
         _tell(late, TimeoutError())
         self._asked = [one for one in self._asked if one.due_s > now]
-        if late and self._patience is not None:
+        if late and self._patience is not None and not self._patience.expired():
             self._patience.reschedule(now)
         self._watch = loop.call_at(asked[len(late)].due_s, self._look) if len(asked) > len(late) else None
 
