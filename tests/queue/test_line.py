@@ -96,6 +96,18 @@ async def test_nobody_waits_for_a_server_that_hangs_and_it_is_asked_again_afterw
         assert await asked._command("GET", "name0") == b"0"
 
 
+async def test_it_can_be_closed_at_whatever_moment_after_its_connection_was_lost(server: RedisServer) -> None:
+    for turns in range(8):
+        queue = Queue(Settings(queue=QueueSettings(url=server.url)))
+        await queue.open()
+        server.kill()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(SOON_S):
+            await queue.close()
+        server.start()
+
+
 async def test_who_waits_when_it_is_closed_hears_so(asked: Queue, server: RedisServer) -> None:
     server.send(signal.SIGSTOP)
     waiting = asyncio.ensure_future(asked.now_ms())

@@ -54,7 +54,7 @@ class Layout:
         return self._outputs / file_name(ref, "reference")
 
     def _shown_output(self, lab: str, output_name: str) -> Path:
-        return self._folder(lab) / OUTPUT / file_name(output_name, "output_file")
+        return self._labs.joinpath(file_name(lab, "courselab"), OUTPUT, file_name(output_name, "output_file"))
 
     def _now_s(self) -> float:
         """The time by which ages are told; blocks. No host's own clock: those that share the store differ."""

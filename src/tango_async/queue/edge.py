@@ -28,7 +28,7 @@ class Edge:
         self._cancels = 0
 
     async def __aenter__(self) -> None:
-        self._cancels = _cancels()
+        self._cancels = cancels()
         await self._timeout.__aenter__()
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -36,7 +36,7 @@ class Edge:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError as e:
             raise ours(e) from error
-        if _cancels() > self._cancels and not isinstance(error, asyncio.CancelledError):
+        if cancels() > self._cancels and not isinstance(error, asyncio.CancelledError):
             raise asyncio.CancelledError from error
         if isinstance(error, Exception) and (known := ours(error)) is not error:
             raise known from error
@@ -91,6 +91,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _cancels() -> int:
+def cancels() -> int:
+    """How often the task was asked to end."""
     task = asyncio.current_task()
     return task.cancelling() if task else 0

@@ -17,7 +17,7 @@ from hiredis import pack_command
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
-from .edge import ours
+from .edge import cancels, ours
 
 MOST = 16
 """Commands in one write. The server answers when it has done all that it read, so that this process works on the
@@ -90,6 +90,9 @@ class Line:
                 async with asyncio.timeout(None) as patience:
                     await self._talk(patience)
             except Exception as error:
+                if cancels():
+                    # A group that is failing already forgets that it was cancelled.
+                    raise asyncio.CancelledError from error
                 await self._connection.disconnect(nowait=True)
                 self._asked = self._waiting()
                 self._unanswered.clear()
