@@ -118,7 +118,7 @@ class Scripts:
         async def job(_: int) -> None:
             await command("XADD", key, "*", "data", bytes(300))
             found = await command("XREADGROUP", "GROUP", "group", "me", "COUNT", 1, "STREAMS", key, ">")
-            [[[(entry, _)]]] = found.values()
+            [[(entry, _)]] = found.values()
             await command("XACK", key, "group", entry)
 
         return await self._cost(job, *STREAM)

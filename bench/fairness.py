@@ -88,13 +88,13 @@ async def by_weight(directory: Path, each: int) -> Report:
     courses = tuple(CourseShare(pattern=f"test-c{w}", weight=float(w)) for w in weights)
     async with redis(directory / "redis") as server:
         settings = msgspec.structs.replace(settings_for(directory, server.url), share=Share(course=courses))
-        queue, store = Queue(settings), LocalStore(settings.store)
+        queue, its_own, store = Queue(settings), Queue(settings), LocalStore(settings.store)
         for weight in weights:
             await store.open_lab(f"test-c{weight}-lab")
             for _ in range(each * weight * 3 // 2 + each):
                 await _add(queue, store, f"c{weight}-lab")
         stop, looked_at = asyncio.Event(), each * sum(weights)
-        dispatcher = Dispatcher(settings, Queue(settings), store, Sleeping(settings, "bench"), "bench")
+        dispatcher = Dispatcher(settings, its_own, store, Sleeping(settings, "bench"), "bench")
         running = asyncio.create_task(dispatcher.run(stop, lambda _: None))
         await ended(queue, settings, looked_at)
         prefix = settings.queue.prefix
@@ -103,6 +103,7 @@ async def by_weight(directory: Path, each: int) -> Report:
         stop.set()
         await running
         await queue.close()
+        await its_own.close()
         await store.close()
     got = [lanes.count(f"test-c{w}-lab".encode()) for w in weights]
     due = [each * w for w in weights]

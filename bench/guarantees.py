@@ -149,7 +149,7 @@ async def whole_dispatcher(settings: Settings, jobs: int, *, added_before: bool 
 
     The jobs are added by this process meanwhile, or it finds them waiting.
     """
-    queue, store = Queue(settings), LocalStore(settings.store)
+    queue, its_own, store = Queue(settings), Queue(settings), LocalStore(settings.store)
     await store.open_lab("test-lab")
     stop, numbers = asyncio.Event(), iter(range(jobs))
 
@@ -164,7 +164,7 @@ async def whole_dispatcher(settings: Settings, jobs: int, *, added_before: bool 
 
     if added_before:
         await add()
-    dispatcher = Dispatcher(settings, Queue(settings), store, Idle(settings, "bench"), "bench")
+    dispatcher = Dispatcher(settings, its_own, store, Idle(settings, "bench"), "bench")
     begun = time.perf_counter()
     running = asyncio.create_task(dispatcher.run(stop, lambda _: None))
     if not added_before:
@@ -174,6 +174,7 @@ async def whole_dispatcher(settings: Settings, jobs: int, *, added_before: bool 
     stop.set()
     await running
     await queue.close()
+    await its_own.close()
     await store.close()
     return jobs / taken
 
