@@ -6,12 +6,14 @@ import asyncio
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from conftest import absent
 from support import backends
@@ -180,6 +182,40 @@ class Rig:
         async with asyncio.timeout(within_s):
             while not condition():
                 await asyncio.sleep(0.05)
+
+
+@dataclass
+class Receiver:
+    """Takes callbacks, or refuses them."""
+
+    url: str = ""
+    well: bool = True
+    refused: int = 0
+    came: list[str] = field(default_factory=list)
+
+    async def receive(self, request: web.Request) -> web.Response:
+        part = (await request.post())["file"]
+        assert isinstance(part, web.FileField)
+        if not self.well:
+            self.refused += 1
+            return web.Response(status=503)
+        self.came.append(part.file.read().decode())
+        return web.Response(status=204)
+
+    async def has(self, number: int, within_s: float = 45.0) -> None:
+        """Until so many have come."""
+        async with asyncio.timeout(within_s):
+            while len(self.came) < number:
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    receiver, app = Receiver(), web.Application()
+    app.router.add_post("/cb", receiver.receive)
+    async with TestServer(app) as server:
+        receiver.url = str(server.make_url("/cb"))
+        yield receiver
 
 
 def dispatched(job: dict[str, Any]) -> int:

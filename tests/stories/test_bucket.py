@@ -160,7 +160,7 @@ async def test_a_wrong_setting_ends_a_service_with_its_name(hosts: Hosts) -> Non
 
 async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(hosts: Hosts, line: S3Proxy) -> None:
     service = hosts.service
-    service.environment["TANGO_SLOTS"] = "1"
+    service.environment |= {"TANGO_SLOTS": "1", "TANGO_DISPATCHER_UPKEEP_S": "0.5"}
     await hosts.http()
     await hosts.dispatcher()
     await service.upload("lab", {"Makefile": SLOW})
@@ -174,6 +174,8 @@ async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(h
     assert (status, kind) == (503, "application/json")
     assert b"The file store cannot be reached" in body
     assert (await service.call("GET", "/readyz"))[0] == 503
+    await service.prealloc(2)
+    await service.prepared(2)
     await asyncio.sleep(8)
     line.fault = None
     for n in range(3):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from stories.conftest import Receiver
 from support import backends
 from support.ec2 import OTHER_KEY, SECRET, Cloud
 from support.redis_server import RedisServer
@@ -69,15 +70,27 @@ async def test_a_job_outlives_its_dispatcher_and_is_followed_by_the_next(on_ec2:
     await empty(cloud)
 
 
-async def test_a_job_whose_spot_instance_is_taken_back_runs_again(on_ec2: Service, cloud: Cloud) -> None:
+async def test_a_job_whose_spot_instance_is_taken_back_runs_again(
+    on_ec2: Service, cloud: Cloud, receiver: Receiver
+) -> None:
+    """The API is away for some time, too: what else is asked of the service goes on."""
     await on_ec2.run("tango-dispatcher", TANGO_EC2_SPOT="1", TANGO_DISPATCHER_JOB_RETRIES="0")
-    job_id = await add(on_ec2, "spot", TICKS)
+    ended = await add(on_ec2, "ended", "autograde:\n\t@echo hello\n")
+    await on_ec2.poll("ended", "out.txt")
+    job_id = await add(on_ec2, "spot", TICKS, callback_url=receiver.url)
     await running(on_ec2, job_id)
     (one,) = await cloud.living()
+    cloud.away = True
+    waits = await add(on_ec2, "waits", "autograde:\n\t@echo hello\n", callback_url=receiver.url)
+    assert ended < job_id < waits
+    assert (await on_ec2.json("GET", "/open/test/waits/"))["files"].keys() == {"Makefile"}
+    cloud.away = False
     await cloud.take_back(one["InstanceId"])
-    assert (await on_ec2.poll("spot", "out.txt")).endswith(SAID)
-    (job,) = (await on_ec2.json("GET", "/jobs/test/1/"))["jobs"]
+    assert (feedback := await on_ec2.poll("spot", "out.txt")).endswith(SAID)
+    job = next(job for job in (await on_ec2.json("GET", "/jobs/test/1/"))["jobs"] if job["id"] == job_id)
     assert job["retries"] == 0 and any("The cloud took its machine back" in line for line in job["trace"])
+    await receiver.has(2)
+    assert sorted(receiver.came) == sorted([feedback, await on_ec2.poll("waits", "out.txt")])
     await empty(cloud)
 
 

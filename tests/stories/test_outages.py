@@ -11,28 +11,28 @@ import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from conftest import absent
-from stories.conftest import Rig, dispatched
+from stories.conftest import Receiver, Rig, dispatched
 from support.redis_server import RedisServer
-from support.service import Service, addjob
+from support.service import Process, Service, addjob
 
 AWAY_S = 4.5
 """Longer than the lease and the grace for adoption together."""
 
 STUCK = """
 import asyncio
+from pathlib import Path
 from tango_async.vmms.sandbox import LocalSandbox
 
 class Stuck(LocalSandbox):
     async def initialize_vm(self, spec, owner):
-        await asyncio.Event().wait()
+        while not Path(__file__).with_name("go").exists():
+            await asyncio.sleep(0.05)
+        return await super().initialize_vm(spec, owner)
 """
 
 LATE = addjob("late", ["Makefile"], "late")
@@ -54,38 +54,12 @@ class Disk:
         self.place = place
 
     def fill(self) -> None:
-        with suppress(OSError), (self.place / "ballast").open("wb", buffering=0) as file:
+        with suppress(OSError), (self.place / "ballast").open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
 
     def clear(self) -> None:
         (self.place / "ballast").unlink()
-
-
-@dataclass
-class Receiver:
-    """Takes callbacks, or refuses them."""
-
-    url: str = ""
-    well: bool = True
-    came: list[str] = field(default_factory=list)
-
-    async def receive(self, request: web.Request) -> web.Response:
-        part = (await request.post())["file"]
-        assert isinstance(part, web.FileField)
-        if not self.well:
-            return web.Response(status=503)
-        self.came.append(part.file.read().decode())
-        return web.Response(status=204)
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    receiver, app = Receiver(), web.Application()
-    app.router.add_post("/cb", receiver.receive)
-    async with TestServer(app) as server:
-        receiver.url = str(server.make_url("/cb"))
-        yield receiver
 
 
 def leave(rig: Rig, how: str) -> None:
@@ -188,14 +162,21 @@ async def test_jobs_run_on_while_redis_is_away_and_each_ends_once(rig: Rig, rece
 
 @pytest.mark.parametrize("dispatcher_too", [False, True])
 async def test_redis_back_empty_is_said_loudly_and_repeats_no_id_and_leaves_no_machine(
-    rig: Rig, dispatcher_too: bool
+    rig: Rig, receiver: Receiver, tmp_path: Path, dispatcher_too: bool
 ) -> None:
+    receiver.well = False
     server = await rig.service.run("tango-http")
+    holder = await stuck(rig, tmp_path, slots=1)
+    lost = [await rig.add("held", 1)]
+    await until_held(rig, lost)
     dispatcher = await rig.dispatcher(TANGO_SLOTS="1")
-    await rig.add("ended", 1)
+    await rig.service.prealloc(1)
+    await rig.service.prepared(1)
+    await rig.add("ended", 1, callback_url=receiver.url)
     result = await rig.ended("ended", 1)
-    lost = [await rig.add("one", 40), await rig.add("two", 1)]
-    await rig.running(lost[0])
+    await rig.until(lambda: receiver.refused)
+    lost += [await rig.add("one", 40), await rig.add("two", 1)]
+    await rig.running(lost[1])
     rig.redis.kill()
     shutil.rmtree(rig.redis.directory / "appendonlydir")
     if dispatcher_too:
@@ -204,15 +185,27 @@ async def test_redis_back_empty_is_said_loudly_and_repeats_no_id_and_leaves_no_m
     if dispatcher_too:
         dispatcher = await rig.dispatcher()
     await rig.until(lambda: not rig.machines())
-    assert await rig.add("three", 2) > max(lost)
-    await rig.ended("three", 2)
+    (tmp_path / "go").touch()
+    await rig.until(lambda: f"job {lost[0]}: another dispatcher holds it now" in holder.said())
+    assert await holder.stop() == 0
+    receiver.well = True
+    assert await rig.add("three", 2, callback_url=receiver.url) > max(lost)
+    feedback = await rig.ended("three", 2)
     assert "Redis has lost jobs" in server.said()
     assert dispatcher.popen.poll() is None
     assert rig.begun() == ["ended", "one", "three"]
-    for name in ("ended", "one", "two"):
+    for name in ("held", "ended", "one", "two"):
         assert (await rig.service.json("GET", f"/poll/test/{name}/{name}"))["statusMsg"] == "Output file not found"
     kept = Path(rig.service.environment["TANGO_DATA_DIR"]) / "courselabs/test-ended/output/ended"
     assert kept.read_text() == result
+    await receiver.has(1)
+    due = (await rig.service.json("GET", "/callbacks/test/"))["callbacks"]
+    assert ([one["state"] for one in due], receiver.came) == (["delivered"], [feedback])
+    assert not rig.machines(), "the pool is forgotten"
+    await rig.service.prealloc(1)
+    await rig.service.prepared(1)
+    await rig.service.prealloc(0)
+    await rig.until(lambda: not rig.machines())
 
 
 @pytest.mark.parametrize("wakes", ["while the other one runs it", "after the other one ended it"])
@@ -245,9 +238,8 @@ async def test_a_dispatcher_that_wakes_too_late_publishes_nothing(rig: Rig, wake
 async def test_jobs_that_a_lost_dispatcher_had_not_begun_go_elsewhere_when_its_lease_ends(
     rig: Rig, tmp_path: Path
 ) -> None:
-    (tmp_path / "stuck.py").write_text(STUCK)
     await rig.service.run("tango-http")
-    lost = await rig.dispatcher(TANGO_VMMS="stuck:Stuck", PYTHONPATH=str(tmp_path), TANGO_SLOTS="2")
+    lost = await stuck(rig, tmp_path, slots=2)
     ids = [await rig.add(name, 1) for name in ("one", "two")]
     await until_held(rig, ids)
     await rig.dispatcher()
@@ -275,6 +267,12 @@ async def test_a_job_of_a_lost_dispatcher_runs_again_elsewhere_only_after_the_gr
     await rig.until(lambda: not rig.machines())
 
 
+async def stuck(rig: Rig, tmp_path: Path, *, slots: int) -> Process:
+    """A dispatcher that begins none of the jobs that it claims, until there is a file `go`."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    return await rig.dispatcher(TANGO_VMMS="stuck:Stuck", PYTHONPATH=str(tmp_path), TANGO_SLOTS=str(slots))
+
+
 async def until_held(rig: Rig, ids: list[int]) -> None:
     async with asyncio.timeout(10):
         while [job_id for job_id, job in (await rig.jobs(0)).items() if job["assigned"]] != ids:
@@ -282,25 +280,16 @@ async def until_held(rig: Rig, ids: list[int]) -> None:
 
 
 async def test_what_is_ordered_of_the_pools_outlives_every_part(rig: Rig) -> None:
-    async def prepared(number: int) -> None:
-        async with asyncio.timeout(15):
-            while [len(pool["free"]) for pool in (await pools()).values()] != [number]:
-                await asyncio.sleep(0.05)
-
-    async def pools() -> dict[str, dict[str, list[int]]]:
-        found: dict[str, dict[str, list[int]]] = (await rig.service.json("GET", "/pool/test/"))["pools"]
-        return found
-
     server, dispatcher = await rig.service.run("tango-http"), await rig.dispatcher()
     await rig.service.prealloc(2)
-    await prepared(2)
+    await rig.service.prepared(2)
     for process in (server, dispatcher):
         process.kill()
     rig.redis.kill()
     rig.redis.start()
     await rig.service.run("tango-http")
     await rig.dispatcher()
-    await prepared(2)
+    await rig.service.prepared(2)
     await rig.until(lambda: len(rig.machines()) == 2)
     await rig.service.prealloc(0)
     await rig.until(lambda: not rig.machines())
@@ -394,6 +383,8 @@ async def test_a_host_whose_disk_is_full_eats_no_job_and_goes_on_when_there_is_r
     dispatcher = await rig.dispatcher(TANGO_SLOTS="1")
     await rig.put("two", 2)
     await rig.running(await rig.add("one", 12))
+    await rig.service.prealloc(1)
+    await rig.service.prepared(1)
     small_disk.fill()
     await rig.service.add("two", ["Makefile"], "two")
     await rig.until(lambda: "no job is claimed until the engine is well" in dispatcher.said())
@@ -401,9 +392,14 @@ async def test_a_host_whose_disk_is_full_eats_no_job_and_goes_on_when_there_is_r
         while any(job["assigned"] for job in (await rig.jobs(0)).values()):
             await asyncio.sleep(0.05)
     given = [dispatched(job) for job in (await rig.jobs(0)).values()]
+    small_disk.fill()  # what the stopped job had taken, too
+    await rig.service.prealloc(2)
     await beats(rig, 3)
+    (pool,) = (await rig.service.json("GET", "/pool/test/"))["pools"].values()
+    assert (pool["total"], pool["problem"]) == (pool["free"], "No machine can be made now") and len(pool["free"]) == 1
     assert [dispatched(job) for job in (await rig.jobs(0)).values()] == given and len(given) == 2
     small_disk.clear()
+    await rig.service.prepared(2)
     await rig.ended("one", 12)
     await rig.ended("two", 2)
     assert [job["retries"] for job in (await rig.jobs(1)).values()] == [0, 0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stories.conftest import Receiver
 from support import backends
 from support.service import Service
 from support.tashi import ClusterManager
@@ -24,9 +25,9 @@ async def on_tashi(manager: ClusterManager, environment: dict[str, str], service
     return service
 
 
-async def add(service: Service, name: str, makefile: str) -> int:
+async def add(service: Service, name: str, makefile: str, **fields: object) -> int:
     await service.upload(name, {"Makefile": makefile.encode()})
-    return await service.add(name, ["Makefile"], "out.txt")
+    return await service.add(name, ["Makefile"], "out.txt", **fields)
 
 
 async def running(service: Service, job_id: int) -> None:
@@ -63,14 +64,18 @@ async def test_a_job_outlives_its_dispatcher_and_is_followed_by_the_next(
     await instances(manager, 0)
 
 
-async def test_a_job_outlives_the_cluster_manager(on_tashi: Service, manager: ClusterManager) -> None:
+async def test_a_job_outlives_the_cluster_manager(
+    on_tashi: Service, manager: ClusterManager, receiver: Receiver
+) -> None:
     on_tashi.environment |= {"TANGO_DISPATCHER_MACHINE_WAIT_S": "5", "TANGO_TASHI_BOOT_S": "4"}
     await on_tashi.run("tango-dispatcher", TANGO_DISPATCHER_UPKEEP_S="0.5")
-    job_id = await add(on_tashi, "long", TICKS)
+    job_id = await add(on_tashi, "long", TICKS, callback_url=receiver.url)
     await running(on_tashi, job_id)
     await manager.stop()
     waits = await add(on_tashi, "next", TICKS)
-    assert (await on_tashi.poll("long", "out.txt")).endswith(SAID)
+    assert (feedback := await on_tashi.poll("long", "out.txt")).endswith(SAID)
+    await receiver.has(1)
+    assert receiver.came == [feedback]
     await manager.start(manager.port)
     assert (await on_tashi.poll("next", "out.txt")).endswith(SAID)
     (job,) = [job for job in (await on_tashi.json("GET", "/jobs/test/1/"))["jobs"] if job["id"] == waits]

@@ -154,6 +154,16 @@ class Service:
             ] != 0:
                 await asyncio.sleep(0.05)
 
+    async def prepared(self, number: int, within_s: float = 30.0) -> None:
+        """Until so many machines wait, on all hosts and of all images."""
+
+        async def waiting() -> int:
+            return sum(len(pool["free"]) for pool in (await self.json("GET", f"/pool/{self.key}/"))["pools"].values())
+
+        async with asyncio.timeout(within_s):
+            while await waiting() != number:
+                await asyncio.sleep(0.05)
+
     async def poll(self, lab: str, output: str, within_s: float = 40.0, *, slash: bool = False) -> str:
         """The feedback, as Autolab's client tells that it is there: its content type is not JSON."""
         async with asyncio.timeout(within_s):
