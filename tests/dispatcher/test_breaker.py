@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from dispatcher.conftest import Bench
+from support.api import serving
 from support.fake_vmms import IMAGE
 from tango_async.model import EVERY_IMAGE, DispatcherRecord, JobState, Verdict
 
@@ -63,6 +64,22 @@ async def test_a_host_that_starts_no_job_takes_no_more_and_says_so(
     await host.queue.pause("install", False)
     assert (await host.until(waiting)).verdict is Verdict.SUCCESS
     assert not (await shut_of(host)).problem
+
+
+async def test_a_host_that_starts_no_job_hinders_no_upload_and_no_addjob(host: Bench) -> None:
+    host.change(try_again_s=100)
+    await host.start()
+    break_all(host)
+    await fail(host, IMAGE, OTHER, IMAGE)
+    await shut_of(host, EVERY_IMAGE)
+    async with serving(host.settings) as api:
+        await api.ready_lab()
+        assert (await api.get("/open/test/lab/")).json["files"].keys() == {"autograde-Makefile", "hello.sh"}
+        ids = [(await api.add(output_file=name, callback_url="")).json["jobId"] for name in ("one", "two")]
+        assert ids == [4, 5]
+        host.engine.broken = {}
+        await host.queue.pause("install", False)
+        assert [(await host.until(job_id)).verdict for job_id in ids] == [Verdict.SUCCESS] * 2
 
 
 async def test_one_job_is_tried_after_a_growing_time_and_opens_it_again(host: Bench) -> None:

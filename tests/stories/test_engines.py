@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from stories.conftest import dispatched
-from support.engine import IMAGE
+from stories.conftest import Receiver, dispatched
 from support.netns import RemoteEngine
 from support.service import Service
 
@@ -51,10 +50,18 @@ def containers(engines: list[RemoteEngine]) -> list[int]:
     return [len(engine.containers("tango-async.host")) for engine in engines]
 
 
-async def until_empty(engines: list[RemoteEngine]) -> None:
+def everywhere(engines: list[RemoteEngine]) -> set[str]:
+    return {one for engine in engines for one in engine.containers("tango-async.host")}
+
+
+async def until_there(engines: list[RemoteEngine], *numbers: int) -> None:
     async with asyncio.timeout(60):
-        while any(containers(engines)):
+        while containers(engines) != list(numbers):
             await asyncio.sleep(0.2)
+
+
+async def until_empty(engines: list[RemoteEngine]) -> None:
+    await until_there(engines, 0, 0)
 
 
 async def test_jobs_are_graded_on_both_and_slots_are_summed(
@@ -79,16 +86,13 @@ async def test_prepared_machines_are_spread_and_lent_on_their_hosts(
 ) -> None:
     await over()
     await service.prealloc(2)
-    async with asyncio.timeout(30):
-        while not (pools := (await service.json("GET", "/pool/test/"))["pools"]) or len(pools[IMAGE]["free"]) < 2:
-            await asyncio.sleep(0.1)
+    await service.prepared(2)
     assert containers(engines) == [1, 1]
-    waiting = {one.containers("tango-async.host")[0] for one in engines}
+    waiting = everywhere(engines)
     await service.upload("lab", {"Makefile": ticking(4)})
     jobs = [await service.add("lab", ["Makefile"], f"out{i}") for i in range(2)]
     await until_running(service, *jobs)
-    running = {one for engine in engines for one in engine.containers("tango-async.host")}
-    assert waiting <= running
+    assert waiting <= everywhere(engines)
     for i in range(2):
         assert (await service.poll("lab", f"out{i}")).endswith(said(4))
     await service.prealloc(0)
@@ -96,24 +100,51 @@ async def test_prepared_machines_are_spread_and_lent_on_their_hosts(
 
 
 async def test_a_partition_is_waited_for_past_the_deadline_and_costs_no_run_and_no_byte(
-    service: Service, engines: list[RemoteEngine], over: Callable[..., Any]
+    service: Service, engines: list[RemoteEngine], over: Callable[..., Any], receiver: Receiver
 ) -> None:
     await over()
-    await service.upload("lab", {"Makefile": ticking(12)})
-    jobs = [await service.add("lab", ["Makefile"], f"out{i}", timeout=9) for i in range(4)]
+    told = {"timeout": 11, "callback_url": receiver.url}
+    await service.upload("lab", {"Makefile": ticking(16)})
+    jobs = [await service.add("lab", ["Makefile"], f"out{i}", **told) for i in range(4)]
     await until_running(service, *jobs)
+    deadline = asyncio.get_running_loop().time() + 11
+    busy = everywhere(engines)
+    await service.prealloc(2)
+    await service.prepared(2)
+    (waits,), (_,) = (set(engine.containers("tango-async.host")) - busy for engine in engines)
+    known = everywhere(engines)
     engines[0].cut()
     await until_healthy(service, n0=False, n1=True)
-    late = await service.add("lab", ["Makefile"], "late", timeout=9)
-    await asyncio.sleep(12)  # the programs end, and their deadlines pass, unheard
-    assert (await service.poll("lab", "late")).endswith(said(12))
+    await service.prepared(2)
+    assert set(engines[1].containers("tango-async.host")) - known, "made for the one that is out of reach"
+    await service.upload("later", {"Makefile": ticking(4)})
+    late = await service.add("later", ["Makefile"], "late", **told)
+    assert late > max(jobs)
+    # The programs end, and their deadlines pass, unheard.
+    await asyncio.sleep(deadline + 4 - asyncio.get_running_loop().time())
+    feedback = await service.poll("later", "late")
+    assert feedback.endswith(said(4))
+    await receiver.has(3)
+    here = [text for text in receiver.came if text != feedback]
+    assert len(here) == 2, "what ends on the other host is told, and nothing else"
     engines[0].heal()
-    for i in range(4):
-        assert (await service.poll("lab", f"out{i}")).endswith(said(12))
+    feedbacks = [await service.poll("lab", f"out{i}") for i in range(4)]
+    assert all(text.endswith(said(16)) for text in feedbacks) and set(here) < set(feedbacks)
     ended = await dead(service)
     assert {ended[job]["retries"] for job in (*jobs, late)} == {0}
     assert {dispatched(ended[job]) for job in jobs} == {1}
+    await receiver.has(5)
+    assert sorted(receiver.came) == sorted([*feedbacks, feedback])
     await until_healthy(service, n0=True)
+    await until_there(engines, 1, 1)
+    assert engines[0].containers("tango-async.host") == [waits]
+    for name in ("x", "y"):
+        await service.add("later", ["Makefile"], name)
+    for name in ("x", "y"):
+        await service.poll("later", name)
+    await until_there(engines, 1, 1)
+    assert waits not in engines[0].containers("tango-async.host"), "it was lent"
+    await service.prealloc(0)
     await until_empty(engines)
 
 

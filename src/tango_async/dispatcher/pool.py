@@ -64,6 +64,7 @@ class Pool:
         available: Callable[[], int] = available_bytes,
     ) -> None:
         self._vmms = vmms
+        self._hosts = vmms if isinstance(vmms, ManyHosts) else None
         self._owner = owner
         self._wait_s = wait_s
         self._bounds = bounds
@@ -197,7 +198,7 @@ class Pool:
 
     def _state(self, image: str, total: list[int]) -> PoolState:
         shelves = self._of(image)
-        free = [self._machines.number(waiting.machine) for shelf in shelves for waiting in shelf.idle]
+        free = [self._machines.number(waiting.machine) for shelf in shelves for waiting in self._at_hand(shelf)]
         problem = next((shelf.problem for shelf in shelves if shelf.problem), "")
         return PoolState(total=tuple(sorted(total)), free=tuple(sorted(free)), problem=problem)
 
@@ -235,10 +236,11 @@ class Pool:
                 self._remove(shelf, waiting)
         granted = share_out(self._shelves.values(), self._policies.get, self._idle_room(), now)
         for shelf, size in granted.items():
-            while len(shelf.idle) > size:
-                self._remove(shelf, shelf.idle[0])
+            at_hand = self._at_hand(shelf)
+            for surplus in at_hand[size:]:
+                self._remove(shelf, surplus)
             makers = sum(one.making for one in self._shelves.values())
-            lacking = len(shelf.idle) + self._coming(shelf) < size and self._may_have_one_more(shelf.spec.image)
+            lacking = len(at_hand) + self._coming(shelf) < size and self._may_have_one_more(shelf.spec.image)
             if lacking and shelf.may_make(now) and makers < MAKERS:
                 shelf.making = True
                 self._machines.spawn(self._prepare(shelf))
@@ -290,8 +292,8 @@ class Pool:
 
     async def _make(self, spec: MachineSpec, host: str = "") -> Machine:
         async with asyncio.timeout(self._wait_s):
-            if host and isinstance(self._vmms, ManyHosts):
-                machine = await self._vmms.initialize_on(host, spec, self._owner)
+            if host and self._hosts is not None:
+                machine = await self._hosts.initialize_on(host, spec, self._owner)
             else:
                 machine = await self._vmms.initialize_vm(spec, self._owner)
             self._machines.enter(machine)
@@ -315,7 +317,14 @@ class Pool:
         return None
 
     def _host_of(self, waiting: Ready) -> str:
-        return self._vmms.host_of(waiting.machine) if isinstance(self._vmms, ManyHosts) else ""
+        return self._hosts.host_of(waiting.machine) if self._hosts is not None else ""
+
+    def _at_hand(self, shelf: Shelf) -> list[Ready]:
+        """Those that wait, the oldest first. One on a host that is away counts again when that is back."""
+        if self._hosts is None:
+            return list(shelf.idle)
+        well = {host.name for host in self._hosts.hosts() if host.healthy}
+        return [one for one in shelf.idle if self._host_of(one) in well]
 
     def _look_at_one(self, now: float) -> None:
         """An engine that was restarted has taken the machines with it that waited; /pool/ should not show them."""
