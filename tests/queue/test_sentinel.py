@@ -38,13 +38,6 @@ async def patiently(work, within_s: float = 30.0):  # type: ignore[no-untyped-de
                 await asyncio.sleep(0.05)
 
 
-async def replicated(servers: Watched, master: int) -> None:
-    """Until the replica has all."""
-    loop = asyncio.get_running_loop()
-    wait = lambda: ask(master, "WAIT", "1", "1000") == 1  # noqa: E731
-    await loop.run_in_executor(None, servers.until, wait)
-
-
 @pytest.mark.parametrize("watched", [1, 3], indirect=True)
 async def test_a_killed_master_is_replaced_and_nothing_that_was_replicated_is_lost(
     watched: Watched, tmp_path: Path
@@ -58,7 +51,7 @@ async def test_a_killed_master_is_replaced_and_nothing_that_was_replicated_is_lo
     await queue.start(held, "machine")
     listening = asyncio.create_task(bells.wait_control("a", 60))
     first = watched.master()
-    await replicated(watched, first)
+    await asyncio.to_thread(watched.replicated)
     watched.servers[first].kill()
     with pytest.raises(QueueUnavailable):
         await listening
@@ -104,7 +97,7 @@ async def test_jobs_that_are_added_and_run_while_the_master_dies_end_once_each(w
     adding, working = asyncio.create_task(add()), asyncio.create_task(work())
     await asyncio.sleep(0.5)
     first = watched.master()
-    await replicated(watched, first)
+    await asyncio.to_thread(watched.replicated)
     watched.servers[first].kill()
     await asyncio.gather(adding, working)
     unknown = [i for i in added if await adder.job(i) is None]
@@ -119,7 +112,7 @@ async def test_a_master_that_was_demoted_is_left_also_by_connections_that_live(w
     queue = Queue(Settings(queue=QueueSettings(url=watched.url)))
     await queue.add(spec(), fingerprint="a")
     first = watched.master()
-    await replicated(watched, first)
+    await asyncio.to_thread(watched.replicated)
 
     # It refuses until it has heard of a replica, and turns the old master into one only after some seconds.
     await asyncio.to_thread(watched.until, lambda: ask(watched.ports[0], "SENTINEL", "FAILOVER", "tango"))
@@ -136,7 +129,7 @@ async def test_all_of_it_over_tls(tmp_path: Path) -> None:
         queue = Queue(Settings(queue=QueueSettings(url=watched.url, **files)))
         await queue.add(spec(), fingerprint="a")
         first = watched.master()
-        await asyncio.to_thread(watched.until, lambda: watched.ask(first, "WAIT", "1", "1000") == 1)
+        await asyncio.to_thread(watched.replicated)
         watched.servers[first].kill()
         await patiently(lambda: queue.add(spec(), fingerprint="b"))
         assert len(await queue.live(10)) == 2

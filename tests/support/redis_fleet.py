@@ -87,6 +87,21 @@ class Watched:
         """Its port, as the first Sentinel has it."""
         return int(self.ask(self.ports[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "tango")[1])
 
+    def replicated(self) -> None:
+        """Until the replica has all that the master has now."""
+        master = self.master()
+        (other,) = self.servers.keys() - {master}
+        offset = self.ask(master, "INFO", "replication")["master_repl_offset"]
+        self.until(lambda: self.ask(other, "INFO", "replication")["slave_repl_offset"] >= offset)
+
+    def part(self) -> None:
+        """The replica hears no more of its master, and keeps what it has. Sentinel takes it for some 5 s after that."""
+        master = self.master()
+        (other,) = self.servers.keys() - {master}
+        self.ask(other, "CONFIG", "SET", "masterauth", "wrong")
+        self.ask(master, "CLIENT", "KILL", "TYPE", "replica")
+        self.until(lambda: self.ask(other, "INFO", "replication")["master_link_status"] == "down")
+
     def _sentinel(self, port: int, master: int, quorum: int) -> subprocess.Popen[bytes]:
         file = self.directory / f"sentinel-{port}.conf"
         door = "".join(f"{key} {value}\n" for key, value in self._door(port).items())

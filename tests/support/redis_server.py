@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,20 @@ def server_programs() -> dict[str, str]:
 class RedisServer:
     """One server process. `url` stays the same over restarts."""
 
-    def __init__(self, directory: Path, *, program: str | None = None, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        program: str | None = None,
+        options: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self.socket = directory / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._program = program or next(iter(server_programs().values()))
         self._options = options
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -40,7 +49,8 @@ class RedisServer:
         place = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
         log = ["--daemonize", "no", "--loglevel", "warning", "--logfile", str(self.directory / "redis.log")]
         # What interrupts us all is not for it: it is needed until the services have stopped.
-        self._process = subprocess.Popen([self._program, *place, *log, *options], start_new_session=True)
+        command = [self._program, *place, *log, *options]
+        self._process = subprocess.Popen(command, env=self._environment, start_new_session=True)
         for _ in range(500):
             if self._answers():
                 return

@@ -1,0 +1,104 @@
+"""The clock of Redis's host is set while the service runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import absent
+from stories.conftest import Receiver, Rig, dispatched, durable_redis
+from support.clock import Clock
+from support.engine import Lacking
+from support.redis_server import RedisServer
+from support.service import addjob
+
+DAY_S = 86_400
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Clock:
+    try:
+        return Clock(tmp_path)
+    except Lacking as e:
+        absent(str(e))
+        raise
+
+
+@pytest.fixture
+def own_redis(clock: Clock, environment: dict[str, str]) -> Iterator[RedisServer]:
+    with durable_redis(environment, **clock.environment) as server:
+        yield server
+
+
+@pytest.mark.parametrize("by_s", [3600, -3600])
+async def test_a_clock_that_is_set_costs_no_upload_no_result_and_no_prepared_machine(
+    rig: Rig, clock: Clock, by_s: int
+) -> None:
+    await rig.service.run("tango-http")
+    await rig.dispatcher(TANGO_SLOTS="2")
+    await rig.add("ended", 1)
+    result = await rig.ended("ended", 1)
+    await rig.running(await rig.add("runs", 16))
+    busy = set(rig.machines())
+    await rig.service.prealloc(1)
+    await rig.service.prepared(1)
+    (waits,) = set(rig.machines()) - busy
+    clock.set(by_s)
+    await rig.service.upload("ended", {"later": b"x"})
+    assert (await rig.service.json("GET", "/open/test/ended/"))["files"].keys() == {"Makefile", "later"}
+    assert await rig.ended("ended", 1) == result
+    await rig.ended("runs", 16)
+    await rig.service.prepared(1)
+    assert rig.machines() == [waits]
+    await rig.add("next", 1)
+    await rig.ended("next", 1)
+    assert await rig.ended("ended", 1) == result
+    assert [(job["retries"], dispatched(job)) for job in (await rig.jobs(1)).values()] == [(0, 1)] * 3
+    assert rig.begun() == ["ended", "next", "runs"]
+    await rig.service.prepared(1)
+    assert waits not in rig.machines()
+
+
+async def test_history_counts_its_days_by_this_clock(rig: Rig, clock: Clock) -> None:
+    await rig.service.run("tango-http")
+    await rig.dispatcher(TANGO_QUEUE_HISTORY_DAYS="3")
+    await rig.add("one", 1)
+    result = await rig.ended("one", 1)
+    clock.set(2 * DAY_S)
+    await rig.add("two", 1)
+    await rig.ended("two", 1)
+    assert await rig.ended("one", 1) == result
+    clock.set(4 * DAY_S)
+    async with asyncio.timeout(20):
+        while len(await rig.jobs(1)) == 2:
+            await asyncio.sleep(0.05)
+    assert (await rig.service.json("GET", "/poll/test/one/one"))["statusMsg"] == "Output file not found"
+    await rig.ended("two", 1)
+
+
+async def test_a_clock_that_is_set_forward_may_tell_of_a_job_before_its_addjob_was_answered(
+    rig: Rig, clock: Clock, receiver: Receiver
+) -> None:
+    await rig.service.run("tango-http")
+    await rig.dispatcher()
+    await rig.put("one", 1)
+    await leave_before_the_answer(rig, addjob("one", ["Makefile"], "one", callback_url=receiver.url))
+    feedback = await rig.ended("one", 1)
+    (waits,) = (await rig.service.json("GET", "/callbacks/test/"))["callbacks"]
+    assert (waits["state"], waits["tries"], receiver.came) == ("pending", 0, [])
+    clock.set(131)
+    await receiver.has(1)
+    assert receiver.came == [feedback]
+
+
+async def leave_before_the_answer(rig: Rig, body: bytes) -> None:
+    host, _, port = rig.service.url.removeprefix("http://").partition(":")
+    head = f"POST /addJob/test/one/ HTTP/1.1\r\nHost: tango\r\nContent-Length: {len(body)}\r\n\r\n"
+    for _ in range(5):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head.encode() + body)
+        await writer.drain()
+        writer.transport.abort()
