@@ -91,6 +91,8 @@ async def test_a_job_whose_spot_instance_is_taken_back_runs_again(
     assert job["retries"] == 0 and any("The cloud took its machine back" in line for line in job["trace"])
     await receiver.has(2)
     assert sorted(receiver.came) == sorted([feedback, await on_ec2.poll("waits", "out.txt")])
+    assert await add(on_ec2, "later", "autograde:\n\t@echo hello\n") > waits
+    await on_ec2.poll("later", "out.txt")
     await empty(cloud)
 
 
