@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from cloud import Instances
+from cluster import Cluster
 from count import Starts
 from engines import LocalDocker, SeveralDockers
 from plan import Part, Wishes
@@ -69,4 +70,5 @@ BACKENDS: dict[str, type[Backend]] = {
     "localDocker": LocalDocker,
     "distDocker": SeveralDockers,
     "ec2SSH": Instances,
+    "tashiSSH": Cluster,
 }

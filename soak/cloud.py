@@ -6,15 +6,15 @@ import asyncio
 import fcntl
 import os
 import random
-import subprocess
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
 from count import Starts
 from jobs import STARTS
 from plan import Part, Wish, Wishes
+from vms import OneOf
 
 from support.ec2 import EVERY, KEY, LOST, OTHER_KEY, REGION, SECRET, Cloud, Fault, cloud_on, moto
 from support.vm import SshVm
@@ -28,8 +28,6 @@ WAIT_S = BOOT_S + 60.0
 """The least `machine_wait_s` with this `boot_s`. What nobody owns goes after that and a tenth."""
 OWN_ACCOUNT_SHARE = 0.1
 JOBS_SECRET = f"{SECRET}-of-a-job"
-BUSY_SHARE = 0.8
-"""So often it meets an instance on which a job runs, if there is one."""
 SLOW_S = 2.5
 ALWAYS = 10**9
 
@@ -103,69 +101,38 @@ class Room(Api):
     kind = "cloud"
 
 
-class OneOf:
-    """Some instance or other, as it is tormented."""
-
-    kind = "instance"
-
+class OneInstance(OneOf[str]):
     def __init__(self, cloud: Cloud, lost: set[str], seed: int) -> None:
+        super().__init__(cloud.vms, LOST_S, seed)
         self._cloud = cloud
         self._lost = lost
-        self._chance = random.Random(f"instance {seed}")
-        self._chosen: tuple[str, SshVm, float] | None = None
 
     async def begin(self, what: str) -> bool:
         if what == "do not boot":
             self._cloud.mute_next += 1
             return True
-        spot_only = what == "take back"
-        running = [n for n, vm in self._cloud.vms.items() if vm.alive and (self._is_spot(n) or not spot_only)]
-        if not running:
-            return False
-        busy = [name for name in running if self._cloud.vms[name].busy]
-        name = self._chance.choice(busy if busy and self._chance.random() < BUSY_SHARE else running)
-        vm = self._cloud.vms[name]
-        self._chosen = name, vm, asyncio.get_running_loop().time()
-        match what:
-            case "crash":
-                self._forgive(name)
-                await asyncio.to_thread(vm.kill)
-            case "take back":
-                self._cloud.reclaim(name)
-            case "cut off from":
-                return await _done(vm.cut)
-            case _:
-                return await _done(vm.hold)
+        return await super().begin(what)
+
+    def _may(self, what: str, name: str) -> bool:
+        _, one = self._cloud.running.get(name, ("", {}))
+        return what != "take back" or one.get("InstanceLifecycle") == "spot"
+
+    async def _do(self, what: str, name: str) -> bool:
+        if what == "crash":
+            self._forgive(name)
+            await asyncio.to_thread(self._cloud.vms[name].kill)
+        else:
+            self._cloud.reclaim(name)
+            self._undo = lambda: self._take_back(name)
         return True
 
-    async def undo(self, what: str) -> None:
-        if self._chosen is None:
-            return
-        (name, vm, since), self._chosen = self._chosen, None
-        if what == "take back":
-            self._forgive(name)
-            await self._cloud.take_back(name)
-        elif what == "hold":
-            if asyncio.get_running_loop().time() - since > LOST_S:
-                self._forgive(name)
-            await _done(vm.release)
-
-    def _is_spot(self, name: str) -> bool:
-        _, one = self._cloud.running.get(name, ("", {}))
-        return one.get("InstanceLifecycle") == "spot"
+    async def _take_back(self, name: str) -> None:
+        self._forgive(name)
+        await self._cloud.take_back(name)
 
     def _forgive(self, name: str) -> None:
-        """The job that is there may run again."""
         if name in self._cloud.running:
             self._lost.add(_tags(self._cloud.running[name][1]).get("tango:machine", ""))
-
-
-async def _done(work: Callable[[], None]) -> bool:
-    """False if the instance ended meanwhile."""
-    with suppress(OSError, IndexError, subprocess.CalledProcessError):
-        await asyncio.to_thread(work)
-        return True
-    return False
 
 
 class Instances:
@@ -211,7 +178,7 @@ class Instances:
         cloud.look_s = LOOK_S
         cloud.shared = {self._starts.file: STARTS}
         self._groups = await self._security_groups()
-        instances = {f"instance-{i}": OneOf(cloud, self.lost, i) for i in range(3)}
+        instances = {f"instance-{i}": OneInstance(cloud, self.lost, i) for i in range(3)}
         self.parts = {"api": Api(cloud), "room": Room(cloud), **instances}
 
     def environment(self, program: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The soak: the whole service under load while its processes are killed, and a table of what became of every job.
 
-    soak/main.py [--seconds 300] [--jobs N] [--seed N] [--vmms localSandbox|localDocker|distDocker|ec2SSH]
+    soak/main.py [--seconds 300] [--jobs N] [--seed N] [--vmms localSandbox|localDocker|distDocker|ec2SSH|tashiSSH]
                  [--dispatchers N] [--store local|s3|seaweedfs|moto] [--kills-per-minute 20] [--keep]
 
 Needs root, what the back-end and the store need, and a Redis-protocol server. Everything runs on this machine, in a

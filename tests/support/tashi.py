@@ -124,7 +124,7 @@ def message(value: Any, *, compressed_from: int = COMPRESSED_FROM) -> bytes:
 
 
 class ClusterManager:
-    """Knobs make it ill: `answer` replaces what calls answer, `cut` closes the connection after a call was done."""
+    """The manager, with its hosts and what runs there. What is set from outside makes it ill."""
 
     def __init__(self, directory: Path) -> None:
         """Keeps in the directory the key that its VMs let in; all of them have one host key."""
@@ -135,11 +135,28 @@ class ClusterManager:
         keys = {"ed25519_private": private, "ed25519_public": self.host_key}
         self._user_data = "#cloud-config\n" + json.dumps({"ssh_keys": keys})
         self.boot_s = 0.0
+        self.shared: dict[Path, str] = {}
+        """Files of this host, and where VMs see them."""
         self.instances: dict[int, Instance] = {}
         self.vms: dict[int, SshVm] = {}
         self.calls: list[str] = []
         self.answer: bytes | None = None
-        self.cut = ""
+        """What every call is answered with."""
+        self.refused: set[str] = set()
+        """Calls that fail before anything is done."""
+        self.cut: set[str] = set()
+        """Calls whose connection is closed after they were done."""
+        self.slow_s = 0.0
+        """Between what is done and its answer."""
+        self.going = asyncio.Event()
+        self.going.set()
+        """While it is not set, calls are taken, and done later."""
+        self.room = asyncio.Event()
+        self.room.set()
+        """While it is not set, no host takes a new instance."""
+        self.mute_next = 0
+        """So many of those that boot next run, and nobody is at their address."""
+        self._away = False
         self._ids = count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[asyncio.StreamWriter] = set()
@@ -163,12 +180,26 @@ class ClusterManager:
     async def stop(self) -> None:
         """The instances stay."""
         self._server.close()
+        self._break()
+
+    def leave(self) -> None:
+        """Until it comes back, whoever calls is cut off; what was just asked for may be done."""
+        self._away = True
+        self._break()
+
+    def come_back(self) -> None:
+        self._away = False
+
+    def _break(self) -> None:
         for writer in self._connections:
             writer.transport.abort()
 
     # -- the protocol ------------------------------------------------------------------------------
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._away:
+            writer.transport.abort()
+            return
         self._connections.add(writer)
         objects: dict[int, str] = {}
         with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
@@ -204,12 +235,16 @@ class ClusterManager:
 
     async def _called(self, name: str, argument: bytes) -> bytes:
         self.calls.append(name)
+        await self.going.wait()
         try:
+            if name in self.refused:
+                raise RuntimeError("of the test")
             result = await self._rpcs[name](self, *pickle.loads(argument))
         except Exception as e:
             result = e
-        if self.cut == name:
+        if name in self.cut:
             raise ConnectionError
+        await asyncio.sleep(self.slow_s)
         return self.answer if self.answer is not None else pickled(result)
 
     # -- the calls ---------------------------------------------------------------------------------
@@ -236,6 +271,7 @@ class ClusterManager:
 
     async def _activate(self, instance: Instance) -> None:
         await asyncio.sleep(self.boot_s / 2)
+        await self.room.wait()
         if instance.id not in self.instances:
             return
         instance.state, instance.hostId, instance.vmId = ACTIVATING, 1, instance.id
@@ -244,9 +280,12 @@ class ClusterManager:
             del self.instances[instance.id]
             return
         address = f"127.14.{os.getpid() % 250 + 1}.{next(_addresses)}"
-        vm = SshVm(address, self._authorized_key, self._user_data, instance.name)
+        vm = SshVm(address, self._authorized_key, self._user_data, instance.name, shared=self.shared)
         self.vms[instance.id] = vm
-        vm.start()
+        if self.mute_next:
+            self.mute_next -= 1
+        else:
+            vm.start()
         instance.nics[0].ip = address
         instance.state = RUNNING
 
@@ -260,6 +299,27 @@ class ClusterManager:
         elif number in self.vms:
             await asyncio.to_thread(self.vms.pop(number).kill)
             asyncio.get_running_loop().call_later(0.1, self.instances.pop, number, None)
+
+    def number_of(self, machine: str) -> int | None:
+        """The running instance of that name."""
+        running = (one for one in self.instances.values() if one.name == machine and one.state == RUNNING)
+        return next((one.id for one in running), None)
+
+    async def end(self, number: int) -> None:
+        """What whoever reaches the manager may do at any time."""
+        with suppress(TashiException):
+            await self._destroy(number)
+
+    async def crash(self, number: int, *, seen: bool = True) -> None:
+        """The VM is dead; if it was seen, its host tells of it, and it is not listed any more."""
+        await asyncio.to_thread(self.vms[number].kill)
+        if seen:
+            self.forget(number)
+
+    def forget(self, number: int) -> None:
+        """A host tells of an instance that has ended."""
+        self.vms.pop(number, None)
+        self.instances.pop(number, None)
 
     async def _list(self) -> list[Instance]:
         return list(self.instances.values())

@@ -84,7 +84,7 @@ class TestFinding:
     async def test_an_instance_whose_making_was_cut_off_is_found(
         self, backend: Backend, manager: ClusterManager
     ) -> None:
-        manager.cut = "createVm"
+        manager.cut = {"createVm"}
         with pytest.raises(VmmsUnavailable, match="closed the connection before it had answered createVm"):
             await backend.vmms.initialize_vm(backend.spec(), "tester")
         (machine,) = await backend.vmms.get_vms()
