@@ -6,7 +6,7 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,14 @@ async def burst(running: Service, numbers: list[int], gaps: list[float]) -> list
     return [seen[n] - first for n in numbers]
 
 
-async def _prepared(running: Service, size: int) -> None:
-    """Orders prepared machines and waits until they are there."""
-    async with Connection(running.url) as connection:
-        await connection.ask("POST", f"/prealloc/test/{IMAGE}/{size}/", b'{"network": false}')
-        async with asyncio.timeout(60):
-            while (await _free(connection)) < size:
-                await asyncio.sleep(0.02)
+async def prepare(running: Service, size: int) -> None:
+    """Orders prepared machines and waits until they are there. A dispatcher may not have told of its images yet."""
+    async with Connection(running.url) as connection, asyncio.timeout(60):
+        order = "POST", f"/prealloc/test/{IMAGE}/{size}/", b'{"network": false}'
+        while json.loads((await connection.ask(*order))[1])["statusId"]:
+            await asyncio.sleep(0.1)
+        while (await _free(connection)) < size:
+            await asyncio.sleep(0.02)
 
 
 async def _free(connection: Connection) -> int:
@@ -81,12 +82,12 @@ Taken = dict[str, list[float]]
 """Milliseconds of each job, of each floor."""
 
 
-async def _cleared() -> None:
+async def cleared() -> None:
     """The last machine is removed after its job's output is there: it shall not be in the next one's time."""
     await asyncio.sleep(0.2)
 
 
-async def _settled() -> None:
+async def settled() -> None:
     """The pool tells what it has once a beat only; a machine takes less than this to be replaced."""
     await asyncio.sleep(0.7)
 
@@ -125,21 +126,34 @@ async def bursts(
     return mine, theirs, statistics.median(gaps) * 1000
 
 
-async def _all(
-    what: str, running: Service, numbers: Numbers, floors: Floors, rounds: int, settle: Wait, aim: str
+async def all_of(
+    what: str,
+    running: Service,
+    numbers: Numbers,
+    floors: Floors,
+    rounds: int,
+    settle: Wait,
+    aim: str = "",
+    *,
+    sizes: Sequence[int] = (10, 50),
+    note: str = "",
 ) -> list[Figure]:
-    """The aim is of the median of single jobs, beside each of the floors."""
+    """Jobs alone and in bursts of these sizes. The aim is of the median of single jobs, beside each of the floors."""
     mine, theirs = await sequential(running, numbers, floors, rounds, settle)
-    note = "looked for every 1–2 ms"
-    figures = [Figure(f"{what}, alone", "ms", mine, taken, name, aim, True, note) for name, taken in theirs.items()]
-    for size in (10, 50):
+    told = _noted("looked for every 1–2 ms", note)
+    figures = [Figure(f"{what}, alone", "ms", mine, taken, name, aim, True, told) for name, taken in theirs.items()]
+    for size in sizes:
         mine, theirs, gap = await bursts(running, numbers, floors, size, max(1, rounds * 2 // size), settle)
-        note = f"looked for every {gap:.1f} ms"
+        told = _noted(f"looked for every {gap:.1f} ms", note)
         figures += [
-            Figure(f"{what}, burst of {size}", "ms", mine, taken, f"{name}, {SLOTS} at a time", tail=True, note=note)
+            Figure(f"{what}, burst of {size}", "ms", mine, taken, f"{name}, {SLOTS} at a time", tail=True, note=told)
             for name, taken in theirs.items()
         ]
     return figures
+
+
+def _noted(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 async def latency_sandbox(directory: Path, quick: bool) -> Report:
@@ -147,9 +161,9 @@ async def latency_sandbox(directory: Path, quick: bool) -> Report:
     rounds = 20 if quick else 60
     options = {"TANGO_VMMS": "localSandbox"} | ROOM
     async with service(directory, "tango-http", "tango-dispatcher", **options) as running:
-        figures = await _all("sandbox, cold", running, numbers, floors, rounds, _cleared, "median <= 40")
-        await _prepared(running, PREPARED)
-        figures += await _all("sandbox, prepared", running, numbers, floors, rounds, _settled, "median <= 25")
+        figures = await all_of("sandbox, cold", running, numbers, floors, rounds, cleared, "median <= 40")
+        await prepare(running, PREPARED)
+        figures += await all_of("sandbox, prepared", running, numbers, floors, rounds, settled, "median <= 25")
     return Report(figures)
 
 
@@ -171,14 +185,14 @@ async def latency_docker(directory: Path, quick: bool) -> Report:
     ways: dict[str, dict[str, Any]] = {"network `none`": {}, "network disabled": {"NetworkDisabled": True}}
     async with docker_service(directory) as (running, docker):
         floors: Floors = {f"create, start, wait; {way}": cold_container(docker, **more) for way, more in ways.items()}
-        figures = await _all("Docker, cold", running, numbers, floors, rounds, _cleared, "<= 1.3 x floor")
-        await _prepared(running, PREPARED)
+        figures = await all_of("Docker, cold", running, numbers, floors, rounds, cleared, "<= 1.3 x floor")
+        await prepare(running, PREPARED)
         warm = {f"fed on stdin, prepared; {way}": WarmContainers(docker, **more) for way, more in ways.items()}
 
-        async def settled() -> None:
+        async def ready() -> None:
             for floor in warm.values():
                 await floor.prepare(PREPARED)
-            await _settled()
+            await settled()
 
-        figures += await _all("Docker, prepared", running, numbers, {**warm}, rounds, settled, "<= 1.6 x floor")
+        figures += await all_of("Docker, prepared", running, numbers, {**warm}, rounds, ready, "<= 1.6 x floor")
     return Report(figures)

@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
 
 import page  # noqa: E402
 from costs import costs  # noqa: E402
+from elsewhere import latency_dist, latency_ec2, latency_tashi  # noqa: E402
 from fairness import fairness  # noqa: E402
 from figures import Figure, Plot, Report, table  # noqa: E402
 from guarantees import guarantees  # noqa: E402
@@ -43,6 +44,9 @@ from transfer import transfer  # noqa: E402
 PARTS: dict[str, Callable[[Path, bool], Awaitable[Report]]] = {
     "latency-sandbox": latency_sandbox,
     "latency-docker": latency_docker,
+    "latency-dist": latency_dist,
+    "latency-ec2": latency_ec2,
+    "latency-tashi": latency_tashi,
     "throughput-sandbox": throughput_sandbox,
     "throughput-docker": throughput_docker,
     "guarantees": guarantees,
