@@ -22,6 +22,7 @@ from support.vm import host_key
 from support.vm_vmms import IMAGE, Cloud, VmVmms
 from tango_async.errors import MachineLost, NotStarted, VmmsError
 from tango_async.machine import Exit, InputFile, Machine
+from tango_async.vmms import remote
 from tango_async.vmms.bootstrap import archive
 from tango_async.vmms.ssh import Distrusted, LinkDown
 from tango_async.vmms.vm import Vm
@@ -99,6 +100,16 @@ class TestBrokenConnections:
                 await running
             await connection.wait_closed()
             assert (await link.run(["true"])).status == 0
+
+    async def test_the_end_of_the_output_is_known_by_its_size(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever follows it looks for its end now and then only, and here not at all."""
+        monkeypatch.setattr(remote, "FOLLOW", 'cd "$1" && exec tail -c "+$2" -f output')
+        async with backend.machine() as machine, asyncio.timeout(20):
+            await backend.vmms.copy_in(machine, inputs(make("seq 100000")), limit())
+            ran = await follow(backend.vmms, machine)
+        assert ran == Ran(Exit(0), b"".join(b"%d\n" % n for n in range(1, 100_001)))
 
     async def test_an_end_that_came_meanwhile_is_told(self, backend: Backend) -> None:
         async with backend.machine() as machine:

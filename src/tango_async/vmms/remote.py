@@ -136,9 +136,10 @@ wc -c <output >&2
 WAIT = r"""
 cd "$1" 2>/dev/null && [ -f alive ] || exit 3
 flock -s alive cat exit 2>/dev/null
-head -c 4096 output >&2
+{ wc -c; head -c 4096 output; } <output >&2
 """
-"""The exit record, when the supervisor has ended, and on the standard error the output's beginning."""
+"""The exit record, when the supervisor has ended, and on the standard error a line with the output's size, and its
+beginning. Who knows the size need not wait for FOLLOW, which looks for the end now and then only."""
 
 STOP = r"""
 cd "$1" 2>/dev/null || exit 0

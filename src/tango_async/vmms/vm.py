@@ -15,7 +15,7 @@ from ..errors import MachineLost, NotStarted, VmmsError
 from ..machine import Exit, Limits, Machine
 from . import remote
 from .bootstrap import after_mark, ended, mark, why_not_started
-from .ssh import Distrusted, Ended, Link, LinkDown
+from .ssh import Distrusted, Ended, Link, LinkDown, Process
 
 JOB_USER = "autograde"
 PAUSE_S = 0.5
@@ -39,6 +39,8 @@ class Vm:
         """Why it could not be reached when that was last tried."""
         self._sent = sent
         self._facts: remote.Facts | None = None
+        self._size: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """Of the whole output, once the run has ended."""
 
     async def ready(self) -> None:
         """Waits until the VM can be used, however often it refuses while it boots; the caller sets the limit.
@@ -99,7 +101,10 @@ class Vm:
             if self._sent:
                 raise MachineLost(f"{self._where}: the run is not there any more")
             raise NotStarted(UNSENT)
-        record, head = done.out.decode(errors="replace"), done.err
+        record = done.out.decode(errors="replace")
+        size, _, head = done.err.partition(b"\n")
+        if size.isdigit() and not self._size.done():
+            self._size.set_result(int(size))
         if not record.endswith("\n") or not record.strip().isdigit():
             if not self._sent:
                 raise NotStarted(UNSENT)
@@ -128,9 +133,11 @@ class Vm:
                 facts = await self._known()
                 async with self.link.process(remote.follow(facts, self._run(facts), offset)) as process:
                     process.end_input()
-                    while chunk := await process.read():
+                    while chunk := await self._next(process, offset):
                         offset += len(chunk)
                         yield chunk
+                    if self._is_whole(offset):
+                        return
                     done = await process.ended()
                 if done.status != remote.NO_SUCH_RUN and done.err.strip() != str(offset).encode():
                     raise LinkDown(f"the output was cut at byte {offset}: {_text(done)}")
@@ -140,6 +147,18 @@ class Vm:
             if done.status == remote.NO_SUCH_RUN and self._sent:
                 raise MachineLost(f"{self._where}: the run is not there any more")
             return
+
+    async def _next(self, process: Process, offset: int) -> bytes:
+        """The next bytes; b"" at the end, of which `run_job` may have heard before the process tells."""
+        reading = asyncio.create_task(process.read())
+        try:
+            await asyncio.wait((reading, self._size), return_when=asyncio.FIRST_COMPLETED)
+            return b"" if not reading.done() and self._is_whole(offset) else await reading
+        finally:
+            reading.cancel()
+
+    def _is_whole(self, offset: int) -> bool:
+        return self._size.done() and offset == self._size.result()
 
     async def adopted(self) -> None:
         """Raises MachineLost if the VM is gone."""
