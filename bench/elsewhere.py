@@ -101,6 +101,7 @@ async def _over_ssh(directory: Path, engine: RemoteEngine, rounds: int) -> list[
         aiodocker.Docker(f"unix://{socket}") as client,
         service(folder, "tango-http", "tango-dispatcher", **options) as running,
     ):
+        await connection.run("true")  # or sshd would hold back small packets
         warm = [WarmContainers(client)]
         return await _prepared("distDocker, one engine over SSH", running, Numbers(), warm, rounds, (10,))
 

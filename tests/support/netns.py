@@ -117,15 +117,15 @@ class RemoteEngine(PrivateEngine):
         for words in ("link set eth0 up", f"route replace {NET} via {self.gateway}"):
             subprocess.run([*self._enter, "ip", *words.split()], check=True)
 
-    def start_sshd(self, authorized_key: str) -> str:
-        """The host's public key."""
+    def start_sshd(self, authorized_key: str, *more: str) -> str:
+        """The host's public key. `more` goes before all else in its configuration, where the first word counts."""
         d = self.directory
         if not (d / "host_key").exists():
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(d / "host_key")], check=True)
         (d / "authorized").write_text(authorized_key)
         options = [f"HostKey {d}/host_key", f"AuthorizedKeysFile {d}/authorized", f"ListenAddress {self.address}"]
         options += ["StrictModes no", "UsePAM no", "PidFile none", "PermitRootLogin prohibit-password", "MaxSessions 4"]
-        (d / "sshd_config").write_text("\n".join(options) + "\n")
+        (d / "sshd_config").write_text("\n".join([*more, *options]) + "\n")
         subprocess.run([*self._enter, "mkdir", "-p", "/run/sshd"], check=True)
         with (d / "sshd-log").open("ab") as log:
             command = [*self._enter, SSHD, "-D", "-e", "-f", str(d / "sshd_config")]

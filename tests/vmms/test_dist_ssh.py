@@ -94,6 +94,53 @@ async def test_a_job_outlives_its_connection(
             await wait_until(lambda: dist.vmms.hosts()[0].healthy, "it is back")  # type: ignore[attr-defined]
 
 
+async def test_the_host_sends_small_packets_at_once(engine: RemoteEngine, keys: Keys, tmp_path: Path) -> None:
+    engine.stop_sshd()
+    engine.start_sshd(keys.public, "LogLevel DEBUG2")
+    vmms = await opened(settings_of(engine, keys, tmp_path))
+    await vmms.close()
+    assert "setting TCP_NODELAY" in (engine.directory / "sshd-log").read_text()
+
+
+async def test_one_that_was_given_up_half_way_is_made_anew(
+    engine: RemoteEngine, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tunnel, half_way = dist_ssh.Tunnel(settings_of(engine, keys, tmp_path).docker.hosts[0], tmp_path), asyncio.Event()
+
+    async def hang(_: object) -> None:
+        half_way.set()
+        await asyncio.sleep(60)
+
+    with monkeypatch.context() as hanging:
+        hanging.setattr(dist_ssh, "_without_delay", hang)
+        keeping = asyncio.create_task(tunnel.keep())
+        await half_way.wait()
+        keeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await keeping
+    await tunnel.keep()
+    assert tunnel.socket.exists()
+    await tunnel.close()
+
+
+@pytest.mark.parametrize("may", ['command="sleep 60"', 'command="/nonexistent"'])
+async def test_a_host_may_allow_nothing_but_to_be_forwarded_to(
+    engine: RemoteEngine, keys: Keys, tmp_path: Path, may: str
+) -> None:
+    (engine.directory / "authorized").write_text(f"restrict,port-forwarding,{may} {keys.public}")
+    vmms = await opened(settings_of(engine, keys, tmp_path))
+    assert [host.healthy for host in vmms.hosts()] == [True]
+    await vmms.close()
+
+
+async def test_a_host_may_allow_no_session(engine: RemoteEngine, keys: Keys, tmp_path: Path) -> None:
+    engine.stop_sshd()
+    engine.start_sshd(keys.public, "MaxSessions 0")
+    vmms = await opened(settings_of(engine, keys, tmp_path))
+    assert [host.healthy for host in vmms.hosts()] == [True]
+    await vmms.close()
+
+
 async def test_another_host_key_is_not_trusted(engine: RemoteEngine, keys: Keys, tmp_path: Path) -> None:
     keys.known_hosts.write_text(f"{engine.address} {keys.public}\n")
     with pytest.raises(VmmsUnavailable, match=r"docker\.hosts: n0: the key of .* is not the one in known_hosts"):
