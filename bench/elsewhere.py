@@ -47,7 +47,7 @@ known_hosts = "{known}"
 
 
 async def latency_dist(directory: Path, quick: bool) -> Report:
-    rounds = 6 if quick else 12
+    rounds = 6 if quick else 10
     with _engines(directory) as engines:
         figures = await _over_tls(directory, engines, rounds)
         figures += await _over_ssh(directory, engines[0], rounds)
@@ -167,7 +167,7 @@ async def _on_vms(what: str, stands_on: str, directory: Path, options: dict[str,
             await prepare(running, PREPARED)
 
         floors: Floors = {"make over a kept SSH connection": floor}
-        rounds, note = 6 if quick else 12, f"real sshds, {stands_on}"
+        rounds, note = 6 if quick else 10, f"real sshds, {stands_on}"
         return Report(
             await all_of(f"{what}, prepared", running, Numbers(), floors, rounds, ready, sizes=(10,), note=note)
         )
