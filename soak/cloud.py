@@ -119,20 +119,21 @@ class OneInstance(OneOf[str]):
 
     async def _do(self, what: str, name: str) -> bool:
         if what == "crash":
-            self._forgive(name)
             await asyncio.to_thread(self._cloud.vms[name].kill)
+            await self._forgive(name)
         else:
             self._cloud.reclaim(name)
             self._undo = lambda: self._take_back(name)
         return True
 
     async def _take_back(self, name: str) -> None:
-        self._forgive(name)
         await self._cloud.take_back(name)
+        await self._forgive(name)
 
-    def _forgive(self, name: str) -> None:
-        if name in self._cloud.running:
-            self._lost.add(_tags(self._cloud.running[name][1]).get("tango:machine", ""))
+    async def _forgive(self, name: str) -> None:
+        """The API is asked: an instance that is used again may have got another machine since it was last looked at."""
+        found = [one for key in self._cloud.clients for one in await self._cloud.instances(key)]
+        self._lost |= {_tags(one).get("tango:machine", "") for one in found if one["InstanceId"] == name}
 
 
 class Instances:
@@ -199,10 +200,11 @@ class Instances:
 
     async def destroy(self, machine: str) -> bool:
         """As somebody does who has the account."""
-        for name, (_, one) in self._cloud.running.items():
-            if _tags(one).get("tango:machine") == machine:
-                await self._cloud.end(name)
-                return True
+        found = [one for key in self._cloud.clients for one in await self._cloud.instances(key, "running")]
+        name = next((one["InstanceId"] for one in found if _tags(one).get("tango:machine") == machine), "")
+        if name in self._cloud.running:
+            await self._cloud.end(name)
+            return True
         return False
 
     async def close(self) -> None:

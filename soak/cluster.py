@@ -104,7 +104,7 @@ class OneInstance(OneOf[int]):
         return await super().begin(what)
 
     async def _do(self, what: str, name: int) -> bool:
-        self._forgive(name)
+        await self._forgive(name)
         seen = what == "crash"
         await self._manager.crash(name, seen=seen)
         if not seen:
@@ -114,7 +114,7 @@ class OneInstance(OneOf[int]):
     async def _forget(self, name: int) -> None:
         self._manager.forget(name)
 
-    def _forgive(self, name: int) -> None:
+    async def _forgive(self, name: int) -> None:
         if name in self._manager.instances:
             self._lost.add(self._manager.instances[name].name)
 

@@ -53,7 +53,7 @@ class OneOf(Generic[Name]):
 
         async def release() -> None:
             if asyncio.get_running_loop().time() - since > self._lost_s:
-                self._forgive(name)
+                await self._forgive(name)
             await _done(vm.release)
 
         return release
@@ -66,7 +66,7 @@ class OneOf(Generic[Name]):
         """What is not known here; it may set `_undo`."""
         raise NotImplementedError(what)
 
-    def _forgive(self, name: Name) -> None:
+    async def _forgive(self, name: Name) -> None:
         """The job that is there may run again."""
         raise NotImplementedError
 
