@@ -47,7 +47,7 @@ known_hosts = "{known}"
 
 
 async def latency_dist(directory: Path, quick: bool) -> Report:
-    rounds = 6 if quick else 10
+    rounds = 5 if quick else 8
     with _engines(directory) as engines:
         figures = await _over_tls(directory, engines, rounds)
         figures += await _over_ssh(directory, engines[0], rounds)
@@ -74,7 +74,7 @@ async def _over_tls(directory: Path, engines: list[RemoteEngine], rounds: int) -
         cold: Floors = {f"create, start, wait; {NETWORK}": InTurn([cold_container(one) for one in clients])}
         figures = await all_of(f"{what}, cold", running, numbers, cold, rounds, cleared, sizes=(10,))
         warm = [WarmContainers(one) for one in clients]
-        return figures + await _prepared(what, running, numbers, warm, rounds, (10, 50))
+        return figures + await _prepared(what, running, numbers, warm, rounds)
 
 
 def _client(engine: RemoteEngine) -> aiodocker.Docker:
@@ -103,11 +103,11 @@ async def _over_ssh(directory: Path, engine: RemoteEngine, rounds: int) -> list[
     ):
         await connection.run("true")  # or sshd would hold back small packets
         warm = [WarmContainers(client)]
-        return await _prepared("distDocker, one engine over SSH", running, Numbers(), warm, rounds, (10,))
+        return await _prepared("distDocker, one engine over SSH", running, Numbers(), warm, rounds)
 
 
 async def _prepared(
-    what: str, running: Service, numbers: Numbers, warm: list[WarmContainers], rounds: int, sizes: Sequence[int]
+    what: str, running: Service, numbers: Numbers, warm: list[WarmContainers], rounds: int
 ) -> list[Figure]:
     await prepare(running, PREPARED)
 
@@ -117,7 +117,7 @@ async def _prepared(
         await settled()
 
     floors: Floors = {f"fed on stdin, prepared; {NETWORK}": InTurn(warm)}
-    return await all_of(f"{what}, prepared", running, numbers, floors, rounds, ready, sizes=sizes)
+    return await all_of(f"{what}, prepared", running, numbers, floors, rounds, ready, sizes=(10,))
 
 
 class InTurn:
