@@ -140,7 +140,8 @@ class RemoteEngine(PrivateEngine):
 
     def stop_sshd(self) -> None:
         if self._sshd is not None:
-            os.kill(_child(self._sshd.pid), 9)
+            if self._sshd.poll() is None:
+                os.kill(_child(self._sshd.pid), 9)
             self._sshd.wait(10)
             self._sshd = None
 
