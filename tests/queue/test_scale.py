@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tango_async.model import class_name
 from tango_async.queue import redis
 from tango_async.queue.redis import Queue
 
@@ -43,3 +44,22 @@ async def test_whoever_asks_no_more_holds_up_nobody(queue: Queue, monkeypatch: p
     async with asyncio.timeout(5):
         while not await queue.scale(IMAGE, "alive", 9, 10, 0, 9):
             await asyncio.sleep(0.01)
+
+
+async def test_none_waits_for_what_serves_no_job_of_his(queue: Queue) -> None:
+    async def granted(instance: str, labels: str, waiting: int, fresh: int = 0) -> int:
+        return await queue.scale(class_name(IMAGE, labels=labels.split()), instance, waiting, 4, fresh, 9)
+
+    assert await granted("one", "gpu", 4) == 1
+    assert await granted("other", "fpga", 1) == 1
+    assert await granted("both", "fpga gpu", 1) == 1
+    assert await granted("none", "", 4) == 0  # any of them serves those
+    assert await granted("another", "gpu", 4) == 0
+
+
+async def test_nothing_is_kept_of_whoever_makes_none(queue: Queue) -> None:
+    assert await queue.scale(IMAGE, "one", 5, 4, 1, 9) == 1
+    assert await queue.scale(IMAGE, "other", 5, 4, 0, 9) == 0
+    assert await queue._command("HKEYS", f"{queue._prefix}fresh:{IMAGE}") == [b"one"]
+    assert await queue.scale(IMAGE, "one", 0, 4, 0, 9) == 0
+    assert not await queue._command("EXISTS", f"{queue._prefix}fresh:{IMAGE}")

@@ -16,7 +16,7 @@ from typing import cast
 
 from ..errors import QueueUnavailable
 from ..machine import Scaling
-from ..model import parts_of
+from ..model import class_name, parts_of
 from ..queue.redis import Queue
 from ..vmms.base import ScaledVmms, Vmms
 from .pool import Pool
@@ -121,5 +121,6 @@ class Scale:
         more = 0
         if waiting or fresh:
             bound = max(0, room if most is None else min(room, most - machines))
-            more = await self._queue.scale(image, self._instance, waiting, self._scaling.jobs_each, fresh, bound)
+            offer = class_name(image, labels=self._labels)
+            more = await self._queue.scale(offer, self._instance, waiting, self._scaling.jobs_each, fresh, bound)
         return Grant(machines, more)

@@ -44,7 +44,8 @@ All begin with the prefix of the settings (`tango:`). Times are milliseconds by 
 | orders:<install>    | hash   | what an operator wants of a dispatcher: paused, slots, resumed (times)   |
 | pools               | hash   | image, or * for all others → the order for its prepared machines         |
 | fresh:<image>       | hash   | dispatcher's instance → its fresh machines, how many more it may make,   |
-|                     |        | and until when that counts (n|n|ms); expires                             |
+|                     |        | until when that counts, its labels (n|n|ms|+a+b); none are not kept;     |
+|                     |        | expires                                                                  |
 | builds              | hash   | image and what is to be done (an archive to load, pull, push) → each     |
 |                     |        | host's verdict                                                           |
 | upkeep              | string | which dispatcher does the upkeep; expires                                |

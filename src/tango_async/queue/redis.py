@@ -305,12 +305,12 @@ class Queue(Outbox, History, Orders):
         jobs = await self._command("HMGET", f"{self._prefix}machines", *machines) if machines else []
         return {machine for machine, job in zip(machines, jobs, strict=True) if job is not None}
 
-    async def scale(self, image: str, instance: str, waiting: int, each: int, fresh: int, most: int) -> int:
-        """How many machines, at most `most`, the dispatcher may make for an image of which so many jobs wait.
+    async def scale(self, offer: str, instance: str, waiting: int, each: int, fresh: int, most: int) -> int:
+        """How many machines, at most `most`, the dispatcher may make for a class of which so many jobs wait.
 
-        Every `each` of them are reason for one, less those that are `fresh`, of it and of all others.
+        Every `each` of them are reason for one, less those that are `fresh`, of it and of all that offer as much.
         """
-        return int(await self._run("scale", image, instance, waiting, each, fresh, most, FRESH_MS))
+        return int(await self._run("scale", offer, instance, waiting, each, fresh, most, FRESH_MS))
 
     async def show(self, claim: Claim, offset: int, data: bytes) -> int:
         """Adds to the visible output; answers its length now, or -1 if the job is not the caller's."""
