@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -29,7 +30,8 @@ from tango_async.errors import (
 from tango_async.machine import CloudChoice, Credentials, Exit, Standing
 from tango_async.vmms.ec2 import accounts, client, driver, fleet
 from tango_async.vmms.ec2.driver import Ec2Ssh
-from tango_async.vmms.ssh import Distrusted, new_key
+from tango_async.vmms.ssh import Distrusted, Link, new_key
+from tango_async.vmms.vm import Vm
 
 
 @asynccontextmanager
@@ -455,6 +457,132 @@ class TestReuse:
             assert await backend.vmms.run_job(second) == Exit(0)
             await backend.vmms.destroy_vm(second)
 
+    async def test_one_that_is_left_to_others_while_it_boots_is_waited_for_no_longer_by_that(
+        self, cloud: Cloud, tmp_path: Path
+    ) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            vmms, ends = backend.vmms, []
+            cloud.mute_next = 1
+            waiting = await vmms.initialize_vm(backend.spec(), "tester")
+            (hung,) = [one["InstanceId"] for one in await cloud.living()]
+            async with asyncio.timeout(5):
+                while hung not in cloud.mute:
+                    await asyncio.sleep(0.01)
+            async with backend.machine() as busy:
+                vmms._fleet._patience_s[hung] = 3.0  # type: ignore[attr-defined]
+                for _ in range(3):
+                    try:
+                        booting = asyncio.create_task(vmms.wait_vm(waiting))
+                        await asyncio.sleep(1.2)
+                        await vmms.copy_in(busy, inputs(make("echo")), limit())
+                        await vmms.run_job(busy)
+                        await vmms.destroy_vm(busy)
+                        await booting
+                    except MachineLost as e:
+                        ends.append(str(e))
+                        break
+                    busy, waiting = waiting, await vmms.initialize_vm(backend.spec(), "tester")
+            assert len(ends) == 1 and hung in ends[0]
+            await vmms.destroy_vm(waiting)
+            assert hung not in [one["InstanceId"] for one in await cloud.living()]
+
+    async def test_those_of_other_sizes_make_way_when_there_would_be_too_many(
+        self, cloud: Cloud, tmp_path: Path
+    ) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            vmms, spec, larger = backend.vmms, backend.spec(), backend.spec(cores=3.0)
+            for _ in range(2):
+                async with backend.machine() as machine:
+                    await vmms.copy_in(machine, inputs(make("echo")), limit())
+                    await vmms.run_job(machine)
+            (waits,) = await cloud.living()
+            for asked, most in ((spec, 1), (larger, 2), (larger, 1)):
+                assert vmms.standing(IMAGE).machines == 1  # type: ignore[attr-defined]
+                vmms.make_way(asked, most)  # type: ignore[attr-defined]
+            assert vmms.standing(IMAGE).machines == 0  # type: ignore[attr-defined]
+            async with backend.machine(cores=3.0):
+                vmms.make_way(spec, 1)  # type: ignore[attr-defined]
+                async with asyncio.timeout(5):
+                    while waits["InstanceId"] in [one["InstanceId"] for one in await cloud.living()]:
+                        await asyncio.sleep(0.05)
+                assert len(await cloud.living()) == 1
+
+    async def test_one_that_boots_while_its_job_gets_another_keeps_no_connection(
+        self, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        links: list[Link] = []
+
+        def noted(*args: Any, **more: Any) -> Link:
+            links.append(Link(*args, **more))
+            return links[-1]
+
+        monkeypatch.setattr(driver, "Link", noted)
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            vmms = backend.vmms
+            async with backend.machine() as first:
+                cloud.mute_next = 1
+                second = await vmms.initialize_vm(backend.spec(), "tester")
+                waiting = asyncio.create_task(vmms.wait_vm(second))
+                await vmms.copy_in(first, inputs(make("echo one")), limit())
+                await vmms.run_job(first)
+                async with asyncio.timeout(5):
+                    while not cloud.mute:
+                        await asyncio.sleep(0.01)
+                before, cloud.slow_answers["CreateTags"] = cloud.calls["CreateTags"], 5.0
+            async with asyncio.timeout(10):
+                while cloud.calls["CreateTags"] == before:
+                    await asyncio.sleep(0.01)
+            cloud.mute.clear()
+            await waiting
+            assert len(links) == 3
+            await vmms.destroy_vm(second)
+            assert not [link for link in links if link._connection is not None]
+
+    async def test_one_that_is_just_given_away_is_not_ended_by_whoever_had_it(
+        self, cloud: Cloud, tmp_path: Path
+    ) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            vmms = backend.vmms
+            async with backend.machine() as first:
+                (own,) = [one["InstanceId"] for one in await cloud.living()]
+                await vmms.copy_in(first, inputs(make("echo one")), limit())
+                await vmms.run_job(first)
+            before, cloud.slow_answers["CreateTags"] = cloud.calls["CreateTags"], 1.0
+            cloud.fail("CreateTags", "InternalError", status=500)  # so that the tags are still the old ones
+            second = asyncio.create_task(vmms.initialize_vm(backend.spec(), "tester"))
+            async with asyncio.timeout(5):
+                while cloud.calls["CreateTags"] == before:
+                    await asyncio.sleep(0.01)
+            await vmms.destroy_vm(first)  # as a stray, that a listing showed
+            assert [one["InstanceId"] for one in await cloud.living()] == [own]
+            await vmms.destroy_vm(await second)
+
+    @pytest.mark.parametrize("well", [True, False])
+    async def test_one_that_cannot_be_ended_is_there_for_no_job(
+        self, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, well: bool
+    ) -> None:
+        monkeypatch.setattr(client, "TRIES", 1)
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            vmms = backend.vmms
+            machine = await vmms.initialize_vm(backend.spec(), "tester")
+            await vmms.wait_vm(machine)
+            if well:
+                await vmms.copy_in(machine, inputs(make("echo one")), limit())
+                await vmms.run_job(machine)
+
+                async def hang(vm: Vm) -> None:
+                    await asyncio.Event().wait()
+
+                monkeypatch.setattr(Vm, "clean", hang)
+            cloud.fail("TerminateInstances", "InternalError", status=500)
+            with pytest.raises(TimeoutError if well else VmmsUnavailable):
+                async with asyncio.timeout(2):
+                    await vmms.destroy_vm(machine)
+            assert vmms.standing(IMAGE) == Standing(machines=0, fresh=0)  # type: ignore[attr-defined]
+            cloud.faults.clear()
+            assert await vmms.get_vms() == [machine]
+            await vmms.destroy_vm(machine)
+
     async def test_one_whose_job_did_not_end_well_serves_no_other(self, cloud: Cloud, tmp_path: Path) -> None:
         async with backend_on(cloud, tmp_path, reuse=True) as backend:
             async with backend.machine() as machine:
@@ -684,6 +812,17 @@ class TestAccounts:
             await backend.vmms.close()
             assert (await cloud.clients[KEY].describe_key_pairs())["KeyPairs"]
             await back.close()
+
+    async def test_it_is_remembered_while_an_instance_waits_there(self, cloud: Cloud, tmp_path: Path) -> None:
+        async with backend_on(cloud, tmp_path, subnets=(), reuse=True) as backend:
+            theirs = Credentials(key_id=OTHER_KEY, secret=SECRET)
+            await backend.vmms.know(theirs)  # type: ignore[attr-defined]
+            async with backend.machine(cloud=CloudChoice(account=theirs.account)) as machine:
+                await backend.vmms.copy_in(machine, inputs(make("echo one")), limit())
+                await backend.vmms.run_job(machine)
+            cloud.answers["DescribeInstances"] = NONE_LISTED
+            assert await backend.vmms.get_vms() == []
+            cloud.answers.clear()
 
     async def test_a_wrong_one_is_the_jobs_own_affair(self, backend: Backend) -> None:
         wrong = Credentials(key_id="AKIANOBODY", secret=SECRET)

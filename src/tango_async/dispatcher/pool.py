@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from typing import cast
 
 from ..config import Pools
 from ..errors import VmmsError, VmmsUnavailable
 from ..machine import Machine, MachineSpec
 from ..model import PoolState
 from ..vitals import available_bytes
-from ..vmms.base import ManyHosts, Vmms
+from ..vmms.base import ManyHosts, ScaledVmms, Vmms
 from .machines import Machines
 from .policy import Policy
 from .shelf import Ready, Shelf, share_out
@@ -291,6 +292,8 @@ class Pool:
             self._open(shelf.spec.image)
 
     async def _make(self, spec: MachineSpec, host: str = "") -> Machine:
+        if self._reused and (most := self.most(spec.image)) is not None:
+            cast(ScaledVmms, self._vmms).make_way(spec, most)
         async with asyncio.timeout(self._wait_s):
             if host and self._hosts is not None:
                 machine = await self._hosts.initialize_on(host, spec, self._owner)

@@ -96,6 +96,10 @@ class ScaledVmms(Vmms, Protocol):
     def standing(self, image: str) -> Standing:
         """What this driver has of the image now."""
 
+    def make_way(self, spec: MachineSpec, most: int) -> None:
+        """One of the spec is about to be asked for: machines of its image that wait, and do not fit, are ended, so that
+        there are no more than `most` with it."""
+
 
 @runtime_checkable
 class ManyHosts(Protocol):

@@ -63,6 +63,14 @@ RENEW = 0.5
 DEFAULT = CloudChoice()
 
 
+async def _given_up(booting: asyncio.Future[Vm]) -> None:
+    """Ends the wait, and the connection that it may have come to."""
+    booting.cancel()
+    (found,) = await asyncio.gather(booting, return_exceptions=True)
+    if isinstance(found, Vm):
+        await found.link.close()
+
+
 class Ec2Ssh:
     """Instances of one AWS account, and of those that jobs bring."""
 
@@ -210,17 +218,17 @@ class Ec2Ssh:
                 finally:
                     freed.cancel()
                 if not booting.done() and await self._fleet.move(machine):
-                    booting.cancel()
-                    await asyncio.gather(booting, return_exceptions=True)
+                    await _given_up(booting)
                     return await self._booted(machine)
             return booting.result()
-        finally:
-            booting.cancel()
+        except BaseException:
+            await _given_up(booting)
+            raise
 
     async def _booted(self, machine: Machine) -> Vm:
         vm: Vm | None = None
         try:
-            async with asyncio.timeout(self._settings.boot_s):
+            async with self._fleet.awaited(machine):
                 instance = await self._with_host_key(await self._running(machine))
                 vm = self._vm(instance)
                 await vm.ready()
@@ -357,6 +365,9 @@ class Ec2Ssh:
             if failed and self._settings.keep_failed and await self._fleet.keep(machine, failed):
                 return None
             await self._fleet.end(machine)
+        except BaseException:
+            self._fleet.forsake(machine)
+            raise
         finally:
             if vm is not None:
                 await vm.link.close()
@@ -377,6 +388,9 @@ class Ec2Ssh:
 
     def standing(self, image: str) -> Standing:
         return self._fleet.standing(image)
+
+    def make_way(self, spec: MachineSpec, most: int) -> None:
+        self._fleet.make_way(spec, most)
 
     def unseen(self) -> int:
         return len(self._fleet.unseen)

@@ -11,14 +11,14 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ...config import Ec2
 from ...errors import Unsuitable, VmmsError, VmmsUnavailable
-from ...machine import Machine, Standing
+from ...machine import Machine, MachineSpec, Standing
 from . import instances
 from .accounts import OWN, Accounts
 from .client import Account, Gone
@@ -57,6 +57,10 @@ class Fleet:
         """By image: launches that AWS has not answered."""
         self._fresh_until: dict[str, float] = {}
         """Instances of which it does not show yet what they do to the jobs that wait; for ever while they boot."""
+        self._patience_s: dict[str, float] = {}
+        """For how long instances that were launched here may be waited for until they let us in, by all together."""
+        self._giving: set[str] = set()
+        """Instances that are just given to another machine."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._silent: dict[str, str] = {}
         """Account → why it did not say what is there when it was last asked."""
@@ -78,6 +82,7 @@ class Fleet:
         self._seats[machine.id] = Seat(instance, account, machine.spec.image)
         if new:
             self._fresh_until[instance] = math.inf
+            self._patience_s[instance] = self._settings.boot_s
 
     def boots(self, machine: Machine) -> bool:
         """Whether its instance was launched here, and nobody has been let in yet."""
@@ -86,7 +91,23 @@ class Fleet:
     def booted(self, machine: Machine) -> None:
         """Its instance takes jobs."""
         if self.boots(machine):
-            self._fresh_until[self.id_of(machine)] = asyncio.get_running_loop().time() + self._settings.scale_after_s
+            instance, now = self.id_of(machine), asyncio.get_running_loop().time()
+            self._fresh_until[instance] = now + self._settings.scale_after_s
+            self._patience_s.pop(instance, None)
+
+    @asynccontextmanager
+    async def awaited(self, machine: Machine) -> AsyncIterator[None]:
+        """While its instance is waited for until it lets us in. Raises TimeoutError after `boot_s`.
+
+        One that boots and goes from job to job has no more time than with its first.
+        """
+        instance, began = self.id_of(machine), asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self._patience_s.get(instance, self._settings.boot_s)):
+                yield
+        finally:
+            if instance in self._patience_s:
+                self._patience_s[instance] -= asyncio.get_running_loop().time() - began
 
     def standing(self, image: str) -> Standing:
         now, launching = asyncio.get_running_loop().time(), self._launching[image]
@@ -226,7 +247,7 @@ class Fleet:
         account = await self._accounts.get(name)
         described = await self._described(name, Filters=[_filter(instances.MACHINE, machine.id)])
         others = {seat.instance for owner, seat in self._seats.items() if owner != machine.id}
-        others |= {spare.instance for spare in self._spares}
+        others |= {spare.instance for spare in self._spares} | self._giving
         ids = ids | ({one.id for one in described if not one.gone} - others)
         if ids:
             with suppress(Gone):
@@ -236,6 +257,12 @@ class Fleet:
     def _forget(self, ids: Iterable[str]) -> None:
         for instance in ids:
             self._fresh_until.pop(instance, None)
+            self._patience_s.pop(instance, None)
+
+    def forsake(self, machine: Machine) -> None:
+        """It could not be ended, and serves no job any more: no machine is there for one by that."""
+        if (seat := self._seats.get(machine.id)) is not None:
+            self._seats[machine.id] = replace(seat, image="")
 
     async def _leave(self, name: str) -> None:
         """Forgets a job's account once nothing of ours is there."""
@@ -244,6 +271,7 @@ class Fleet:
 
     def _unused(self, name: str) -> bool:
         here = any(seat.account == name for seat in self._seats.values())
+        here = here or any(_account_of(spare.last) == name for spare in self._spares)
         return name != OWN and not here and self._accounts.idle(name)
 
     async def keep(self, machine: Machine, why: str) -> bool:
@@ -272,6 +300,13 @@ class Fleet:
     def _unneeded(self, spare: Spare) -> None:
         if self._spares.drop(spare):
             self._spawn(self._end(spare.instance, spare.last))
+
+    def make_way(self, spec: MachineSpec, most: int) -> None:
+        """Ends what waits for other jobs of the image, the longest first, if one more were more than `most`."""
+        waiting = [spare for spare in self._spares if spare.last.spec.image == spec.image]
+        if not any(spare.last.spec == spec for spare in waiting):
+            for spare in waiting[: max(0, self.standing(spec.image).machines + 1 - most)]:
+                self._unneeded(spare)
 
     async def take(self, machine: Machine) -> bool:
         """Gives the machine an instance that waits for such a one. False if there is none."""
@@ -318,12 +353,15 @@ class Fleet:
             self._put(Spare(seat.instance, heir, booted=False))
 
     async def _given(self, spare: Spare, machine: Machine) -> bool:
+        self._giving.add(spare.instance)
         try:
             return await self._lent(spare, machine)
         except BaseException:
             # It may have either machine's tag now.
             self._spawn(self._end(spare.instance, spare.last))
             raise
+        finally:
+            self._giving.discard(spare.instance)
 
     async def _lent(self, spare: Spare, machine: Machine) -> bool:
         name = _account_of(spare.last)
