@@ -244,6 +244,7 @@ class Fleet:
 
     async def _terminate(self, machine: Machine, name: str, ids: set[str]) -> None:
         """Ends these, and all that have the machine's tag, but for those that a listing which lags says to have it."""
+        self._forget(ids)
         account = await self._accounts.get(name)
         described = await self._described(name, Filters=[_filter(instances.MACHINE, machine.id)])
         others = {seat.instance for owner, seat in self._seats.items() if owner != machine.id}
@@ -252,7 +253,6 @@ class Fleet:
         if ids:
             with suppress(Gone):
                 await account.call("terminate_instances", InstanceIds=sorted(ids))
-        self._forget(ids)
 
     def _forget(self, ids: Iterable[str]) -> None:
         for instance in ids:
@@ -260,9 +260,9 @@ class Fleet:
             self._patience_s.pop(instance, None)
 
     def forsake(self, machine: Machine) -> None:
-        """It could not be ended, and serves no job any more: no machine is there for one by that."""
-        if (seat := self._seats.get(machine.id)) is not None:
-            self._seats[machine.id] = replace(seat, image="")
+        """It could not be ended, and is there for no job any more. If it lives, a listing will show it."""
+        if (seat := self._seats.pop(machine.id, None)) is not None:
+            self._forget([seat.instance])
 
     async def _leave(self, name: str) -> None:
         """Forgets a job's account once nothing of ours is there."""
