@@ -583,6 +583,28 @@ class TestReuse:
             assert await vmms.get_vms() == [machine]
             await vmms.destroy_vm(machine)
 
+    async def test_one_whose_tags_cannot_be_changed_is_left_to_the_next_all_the_same(
+        self, cloud: Cloud, tmp_path: Path
+    ) -> None:
+        async with backend_on(cloud, tmp_path, reuse=True) as backend:
+            vmms = backend.vmms
+            async with backend.machine() as first:
+                second = await vmms.initialize_vm(backend.spec(), "tester")
+                own = (await vmms._fleet.look(second)).id  # type: ignore[attr-defined]
+                cloud.fail("CreateTags", "NotNow", **{"ResourceId.1": own})
+                await vmms.copy_in(first, inputs(make("echo one")), limit())
+                await vmms.run_job(first)
+            async with asyncio.timeout(10):
+                while not await vmms._fleet.move(second):  # type: ignore[attr-defined]
+                    await asyncio.sleep(0.05)
+            assert await vmms.get_vms() == [second]
+            await vmms.destroy_vm(second)
+            assert [one["InstanceId"] for one in await cloud.living()] == [own]
+            third = await vmms.initialize_vm(backend.spec(), "tester")
+            await vmms.wait_vm(third)
+            assert cloud.calls["RunInstances"] == 2 and await vmms.get_vms() == [third]
+            await vmms.destroy_vm(third)
+
     async def test_one_whose_job_did_not_end_well_serves_no_other(self, cloud: Cloud, tmp_path: Path) -> None:
         async with backend_on(cloud, tmp_path, reuse=True) as backend:
             async with backend.machine() as machine:

@@ -344,13 +344,13 @@ class Fleet:
         del tags[instances.HOST_KEY]
         try:
             await self._tag(seat.account, seat.instance, tags)
-        except BaseException as e:
+        except VmmsError as e:
+            # Whoever gets it tags it, too; until then it is known here, and not ended with its old tags' machine.
+            log.info("instance %s has still the tags of %s: %s", seat.instance, machine.id, e)
+        except BaseException:
             self._spawn(self._end(seat.instance, heir))
-            if not isinstance(e, VmmsError):
-                raise
-            log.warning("instance %s is ended, since it cannot be left to another job: %s", seat.instance, e)
-        else:
-            self._put(Spare(seat.instance, heir, booted=False))
+            raise
+        self._put(Spare(seat.instance, heir, booted=False))
 
     async def _given(self, spare: Spare, machine: Machine) -> bool:
         self._giving.add(spare.instance)
