@@ -212,7 +212,8 @@ class SshVm:
 
     def kill(self) -> None:
         if self.process is not None:
-            if self.process.poll() is None:
-                os.kill(self.process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # another thread may be about to reap it
+                if self.process.poll() is None:
+                    os.kill(self.process.pid, signal.SIGKILL)
             self.process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
