@@ -133,10 +133,11 @@ async def test_a_wrong_password_is_said_with_its_setting_and_without_itself(
 
 async def test_a_password_that_is_not_given_is_asked_for(server: tuple[RedisServer, int]) -> None:
     server[0]._ask("CONFIG", "SET", "requirepass", "secret")
-    queue = Queue(at(f"redis://127.0.0.1:{server[1]}"))
-    with pytest.raises(QueueRefused, match=r"queue\.password"):
-        await queue.open()
-    await queue.close()
+    for url in (server[0].url, f"redis://127.0.0.1:{server[1]}"):
+        queue = Queue(at(url))
+        with pytest.raises(QueueRefused, match=r"queue\.password"):
+            await queue.open()
+        await queue.close()
     await round_trip(at(f"redis://127.0.0.1:{server[1]}", password="secret"))
     await round_trip(at(f"redis://:secret@127.0.0.1:{server[1]}"))
 

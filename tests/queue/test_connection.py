@@ -13,7 +13,7 @@ from support.jobs import claim_one, spec
 from support.redis_server import RedisServer, server_programs
 from tango_async.config import Queue as QueueSettings
 from tango_async.config import Settings
-from tango_async.errors import QueueBroken
+from tango_async.errors import QueueBroken, QueueUnavailable
 from tango_async.model import Verdict
 from tango_async.queue.redis import Answer, Queue
 
@@ -59,6 +59,27 @@ async def test_a_job_goes_its_way_on_every_server_that_we_name(name: str, tmp_pa
         assert await queue.start(held, "machine", "vmms") is Answer.OK
         assert await queue.end(held, Verdict.SUCCESS, "ended", "ref") is Answer.OK
         assert (await queue.figures()).dead == 1
+        await queue.close()
+    finally:
+        server.kill()
+
+
+async def test_a_server_that_is_a_replica_for_a_while_refuses_nothing_for_good(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    server.start()
+    try:
+        queue = Queue(Settings(queue=QueueSettings(url=server.url)))
+        before = await queue._command("CLIENT", "ID")
+        server._ask("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(QueueUnavailable, match="read only"):
+            await queue.reap()
+        # Its name may be another server's by now.
+        assert await queue._command("CLIENT", "ID") != before
+        server._ask("CONFIG", "SET", "replica-serve-stale-data", "no")
+        with pytest.raises(QueueUnavailable, match="MASTER is down"):
+            await queue.job(1)
+        server._ask("REPLICAOF", "NO", "ONE")
+        assert await queue.reap() == []
         await queue.close()
     finally:
         server.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,46 @@ async def test_nobody_waits_for_a_server_that_hangs_and_it_is_asked_again_afterw
         server.send(signal.SIGCONT)
         assert await late == b"2"
         assert await asked._command("GET", "name0") == b"0"
+
+
+async def test_one_whose_way_to_the_server_is_longer_than_anybody_waits_is_let_in(server: RedisServer) -> None:
+    async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            await asyncio.sleep(0.04)
+            target.write(data)
+        target.close()
+
+    async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_unix_connection(server.socket)
+        await asyncio.gather(carry(reader, there[1]), carry(there[0], writer))
+
+    async with await asyncio.start_server(lead, "127.0.0.1", 0) as way:
+        port = way.sockets[0].getsockname()[1]
+        queue = Queue(Settings(queue=QueueSettings(url=f"redis://127.0.0.1:{port}")), timeout_s=0.4)
+        async with asyncio.timeout(10 * SOON_S):
+            with pytest.raises(QueueUnavailable):
+                await queue.open()
+            while True:
+                with suppress(QueueUnavailable):
+                    await queue.open()
+                    break
+        await queue.close()
+
+
+async def test_who_asks_after_all_tasks_were_cancelled_hears_no_answer_to_another(
+    asked: Queue, server: RedisServer
+) -> None:
+    await set_names(asked, 3)
+    server.send(signal.SIGSTOP)
+    early = asyncio.ensure_future(asked._command("GET", "name0"))
+    await asyncio.sleep(0.05)
+    ended = [task for task in asyncio.all_tasks() if task not in (asyncio.current_task(), early)]
+    for task in ended:
+        task.cancel()
+    await asyncio.wait(ended)
+    server.send(signal.SIGCONT)
+    asking = [asyncio.ensure_future(asked._command("GET", f"name{n}")) for n in (1, 2)]
+    assert await asyncio.gather(early, *asking) == [b"0", b"1", b"2"]
 
 
 async def test_it_can_be_closed_at_whatever_moment_after_its_connection_was_lost(server: RedisServer) -> None:

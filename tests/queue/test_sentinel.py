@@ -156,3 +156,21 @@ async def test_what_sentinels_do_not_know_is_said(watched: Watched) -> None:
         with pytest.raises(error, match=said):
             await queue.open()
         await queue.close()
+
+
+async def test_what_a_master_without_replicas_refuses_is_refused_to_who_asked_for_it_alone(watched: Watched) -> None:
+    master = watched.master()
+    queue = Queue(Settings(queue=QueueSettings(url=watched.url)))
+    await queue._command("SET", "name", "x")
+    for port, server in watched.servers.items():
+        if port != master:
+            server.kill()
+    ask(master, "CONFIG", "SET", "min-replicas-to-write", "1")
+    async with asyncio.timeout(10):
+        reads = [asyncio.ensure_future(queue._command("GET", "name")) for _ in range(2)]
+        write = asyncio.ensure_future(queue._command("SET", "name", "y"))
+        reads += [asyncio.ensure_future(queue._command("GET", "name")) for _ in range(2)]
+        with pytest.raises(QueueUnavailable, match="not the master"):
+            await write
+        assert await asyncio.gather(*reads) == [b"x"] * 4
+    await queue.close()

@@ -113,6 +113,10 @@ class Sentinels:
             await connection.disconnect(nowait=True)
 
 
+class NotMaster(exceptions.ConnectionError):
+    """Said by a server that is a replica now, or has none: it refuses one command, and may answer others."""
+
+
 class MasterConnection(Connection):
     """Goes to whichever server is the master when it connects, and leaves one that is no longer."""
 
@@ -132,7 +136,7 @@ class MasterConnection(Connection):
             if not isinstance(e, exceptions.ReadOnlyError) and not str(e).startswith(("UNBLOCKED", "NOREPLICAS")):
                 raise
             await self.disconnect(nowait=True)
-            raise exceptions.ConnectionError(f"this Redis is not the master any more: {e}") from e
+            raise NotMaster(f"this Redis is not the master any more: {e}") from e
 
 
 class MasterTlsConnection(MasterConnection, SSLConnection):

@@ -12,7 +12,8 @@ from redis import exceptions
 from ..errors import QueueBroken, QueueOutOfMemory, QueueRefused, QueueUnavailable, StoreError
 
 PASSING = ("LOADING", "BUSY", "READONLY", "MISCONF", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED")
-"""Refusals that end by themselves or by an operator's hand, and are worth another try."""
+"""Refusals that end by themselves or by an operator's hand, and are worth another try. The first word of an error that
+redis-py knows is not in its text any more."""
 
 
 class Edge:
@@ -53,7 +54,7 @@ def ours(error: Exception) -> Exception:
             found = QueueOutOfMemory("Redis is out of memory")
         case exceptions.RedisError() if refused := _refusal(error):
             found = QueueRefused(refused)
-        case exceptions.ResponseError() if not str(error).startswith(PASSING):
+        case exceptions.ResponseError() if not (error.status_code or str(error)).startswith(PASSING):
             found = QueueBroken(f"Redis refuses what it is asked: {error}")
         case exceptions.RedisError() | OSError():
             found = QueueUnavailable(f"Redis cannot be used: {error}")
@@ -69,7 +70,7 @@ def _refusal(error: Exception) -> str:
     """If the settings do not let us in, or not far enough: which, and why."""
     said = str(error)
     # redis-py tells it in three ways, by the kind of connection and of Redis.
-    if isinstance(error, exceptions.AuthenticationError) or said.startswith(_NOT_IN):
+    if any(isinstance(e, exceptions.AuthenticationError) for e in _causes(error)) or said.startswith(_NOT_IN):
         return f"Redis refuses queue.username and queue.password, or those in queue.url (TANGO_REDIS_URL): {said}"
     if isinstance(error, exceptions.NoPermissionError) or "NOPERM" in said or _DENIED in said:
         return f"Redis denies the user of queue.username what is needed; docs/operating.md has its rules: {said}"

@@ -17,6 +17,7 @@ from hiredis import pack_command
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
+from .address import NotMaster
 from .edge import cancels, ours
 
 MOST = 16
@@ -28,6 +29,10 @@ REPEATS = 3
 
 PAUSE_S, LONGEST_PAUSE_S = 0.04, 0.25
 """Before a repeat: doubled each time."""
+
+CONNECT_S = 10.0
+"""For a connection to be made and greeted, a dozen trips. Whoever asks waits less, but cutting it as short as they wait
+would never let in one who is far away."""
 
 
 class Asked(NamedTuple):
@@ -87,15 +92,12 @@ class Line:
             await self._rung.wait()
             self._met = self._heard = False
             try:
-                async with asyncio.timeout(None) as patience:
-                    await self._talk(patience)
+                await self._talk()
             except Exception as error:
                 if cancels():
                     # A group that is failing already forgets that it was cancelled.
                     raise asyncio.CancelledError from error
                 await self._connection.disconnect(nowait=True)
-                self._asked = self._waiting()
-                self._unanswered.clear()
                 failures = 1 if self._heard else failures + 1
                 # One that was never made was tried more than once by redis-py.
                 if failures > REPEATS or (failures == 1 and not self._met):
@@ -108,19 +110,21 @@ class Line:
                     self._rung.clear()
                     failures = 0
 
-    async def _talk(self, patience: asyncio.Timeout) -> None:
+    async def _talk(self) -> None:
         """Until the connection is lost."""
-        self._patience = patience
         try:
-            await self._connection.connect()  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(CONNECT_S):
+                await self._connection.connect()  # type: ignore[no-untyped-call]
             self._met = True
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.timeout(None) as self._patience, asyncio.TaskGroup() as group:
                 group.create_task(self._send())
                 await self._read()
         except BaseExceptionGroup as lost:
             raise lost.exceptions[0] from None
         finally:
             self._patience = None
+            # Also when the task was ended from without: the next connection's answers are not theirs.
+            self._asked, self._unanswered = self._waiting(), deque()
 
     async def _send(self) -> None:
         while True:
@@ -136,6 +140,12 @@ class Line:
         while True:
             try:
                 answer = await self._connection.read_response(timeout=math.inf)
+            except (NotMaster, exceptions.ReadOnlyError) as refusal:
+                # The next connection goes to the master. Where there is none, a repeat would end that one, too, and with
+                # it all that the others ask.
+                self._heard = True
+                _tell([self._unanswered.popleft()], refusal)
+                raise
             except exceptions.ResponseError as refusal:
                 answer = refusal
             self._heard = True
