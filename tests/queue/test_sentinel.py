@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -174,3 +175,15 @@ async def test_what_a_master_without_replicas_refuses_is_refused_to_who_asked_fo
             await write
         assert await asyncio.gather(*reads) == [b"x"] * 4
     await queue.close()
+
+
+async def test_it_can_be_closed_at_whatever_moment_while_it_asks_where_the_master_is(watched: Watched) -> None:
+    chance = random.Random(1)
+    for _ in range(60):
+        queue = Queue(Settings(queue=QueueSettings(url=watched.url)))
+        asking = asyncio.ensure_future(queue.now_ms())
+        for _ in range(chance.randrange(60)):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(3):
+            await queue.close()
+        await asyncio.gather(asking, return_exceptions=True)

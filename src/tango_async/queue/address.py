@@ -158,7 +158,9 @@ def _by_sentinel(settings: Queue) -> dict[str, Any]:
         "username": settings.sentinel_username or None,
         "password": settings.sentinel_password or None,
         "protocol": 3,
-        "socket_timeout": SENTINEL_S,
+        # Each question is bounded as a whole. redis-py would bound a write by `wait_for`, which before Python 3.12 may
+        # forget that its task was cancelled.
+        "socket_timeout": None,
         "socket_connect_timeout": SENTINEL_S,
         "retry": Retry(NoBackoff(), 0),
     }

@@ -67,8 +67,9 @@ class Server:
         self._shows_no_certificate = settings.url.startswith("rediss") and settings.cert is None
         self._greeted = ""
         self._knows_flags = False
-        # The line has time limits of its own.
-        chosen = options(settings) | {"socket_timeout": None, "redis_connect_func": self._on_connect}
+        # The line has time limits of its own. A host that says nothing may be gone, and another in its place.
+        own = {"socket_timeout": None, "socket_connect_timeout": 2.0, "redis_connect_func": self._on_connect}
+        chosen = options(settings) | own
         connection = ConnectionPool(**chosen).make_connection()  # type: ignore[no-untyped-call]
         self._line = Line(connection, timeout_s)
 

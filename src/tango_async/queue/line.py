@@ -141,8 +141,8 @@ class Line:
             try:
                 answer = await self._connection.read_response(timeout=math.inf)
             except (NotMaster, exceptions.ReadOnlyError) as refusal:
-                # The next connection goes to the master. Where there is none, a repeat would end that one, too, and with
-                # it all that the others ask.
+                # The next connection goes to the master. Where there is none, a repeat would end that one, too, and all
+                # that the others ask over it.
                 self._heard = True
                 _tell([self._unanswered.popleft()], refusal)
                 raise
