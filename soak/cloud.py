@@ -103,15 +103,9 @@ class Room(Api):
 
 class OneInstance(OneOf[str]):
     def __init__(self, cloud: Cloud, lost: set[str], seed: int) -> None:
-        super().__init__(cloud.vms, LOST_S, seed)
+        super().__init__(cloud, LOST_S, seed)
         self._cloud = cloud
         self._lost = lost
-
-    async def begin(self, what: str) -> bool:
-        if what == "do not boot":
-            self._cloud.mute_next += 1
-            return True
-        return await super().begin(what)
 
     def _may(self, what: str, name: str) -> bool:
         _, one = self._cloud.running.get(name, ("", {}))

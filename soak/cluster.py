@@ -93,15 +93,9 @@ class Room:
 
 class OneInstance(OneOf[int]):
     def __init__(self, manager: ClusterManager, lost: set[str], seed: int) -> None:
-        super().__init__(manager.vms, LOST_S, seed)
+        super().__init__(manager, LOST_S, seed)
         self._manager = manager
         self._lost = lost
-
-    async def begin(self, what: str) -> bool:
-        if what == "do not boot":
-            self._manager.mute_next += 1
-            return True
-        return await super().begin(what)
 
     async def _do(self, what: str, name: int) -> bool:
         await self._forgive(name)

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -50,7 +51,7 @@ class Stage:
         self.redis = self._make_redis()
         self.servers: list[Program] = []
         self.dispatchers: list[Program] = []
-        self.to_servers = [Proxy(lambda i=i: self._dial_server(i)) for i in range(SERVERS)]  # type: ignore[misc]
+        self.to_servers = [Proxy(partial(self._dial_server, i)) for i in range(SERVERS)]
         """What clients come through."""
         self._to_redis = {name: Proxy(self._dial_redis) for name in (*self._servers, *self._dispatchers)}
 

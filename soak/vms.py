@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from support.vm import SshVm
 
@@ -17,19 +18,31 @@ BUSY_SHARE = 0.8
 Name = TypeVar("Name")
 
 
-class OneOf(Generic[Name]):
+class Maker(Protocol[Name]):
+    """Makes them, as their double."""
+
+    vms: dict[Name, SshVm]
+    mute_next: int
+    """So many of the next ones do not boot."""
+
+
+class OneOf(ABC, Generic[Name]):
     """A subclass knows the VMs by their names, and what else can be done to them."""
 
     kind = "instance"
 
-    def __init__(self, vms: dict[Name, SshVm], lost_s: float, seed: int) -> None:
+    def __init__(self, maker: Maker[Name], lost_s: float, seed: int) -> None:
         """`lost_s`: one that is silent for longer may be given up."""
-        self._vms = vms
+        self._maker = maker
+        self._vms = maker.vms
         self._lost_s = lost_s
         self._chance = random.Random(f"instance {seed}")
         self._undo: Callable[[], Awaitable[None]] | None = None
 
     async def begin(self, what: str) -> bool:
+        if what == "do not boot":
+            self._maker.mute_next += 1
+            return True
         running = [name for name, vm in self._vms.items() if vm.alive and self._may(what, name)]
         if not running:
             return False
@@ -62,13 +75,13 @@ class OneOf(Generic[Name]):
         """Whether that can be done to it."""
         return True
 
+    @abstractmethod
     async def _do(self, what: str, name: Name) -> bool:
         """What is not known here; it may set `_undo`."""
-        raise NotImplementedError(what)
 
+    @abstractmethod
     async def _forgive(self, name: Name) -> None:
         """The job that is there may run again."""
-        raise NotImplementedError
 
 
 async def _done(work: Callable[[], None]) -> bool:
