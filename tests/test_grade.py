@@ -16,7 +16,8 @@ import pytest
 from conftest import absent
 from support.examples import ASSIGNMENTS, declared
 
-GRADE = Path(__file__).parents[1] / "scripts" / "grade.py"
+ROOT = Path(__file__).parents[1]
+GRADE = ROOT / "scripts" / "grade.py"
 
 
 @pytest.fixture
@@ -26,9 +27,11 @@ def temporary() -> Iterator[Path]:
         yield Path(directory)
 
 
-def grade(temporary: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def grade(
+    temporary: Path, *arguments: str, script: Path = GRADE, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, GRADE, *arguments],
+        [sys.executable, script, *arguments],
         env={**os.environ, "TMPDIR": str(temporary), **environment},
         capture_output=True,
         text=True,
@@ -61,10 +64,23 @@ def test_the_six_submissions_are_graded_and_nothing_is_left(sandbox: None, tempo
 
 
 def test_scores_that_are_not_those_declared_are_a_failure(sandbox: None, temporary: Path, tmp_path: Path) -> None:
-    done = grade(temporary, "localSandbox", TANGO_CONFIG=named(tmp_path, "[limits]\nprocesses = 3\n"))
+    for part in ("scripts", "tests/support", "deploy/images", "examples"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    declares = tmp_path / "examples" / "c-queue" / "README.md"
+    declares.write_text(declares.read_text().replace("| `right` | 70 and", "| `right` | 71 and"))
+    done = grade(temporary, "localSandbox", script=tmp_path / "scripts" / "grade.py")
     assert done.returncode == 1
-    assert re.search(r" 90 and \d+: WRONG", done.stdout) and "Cannot fork" in done.stdout, done.stdout
+    assert "correctness 70, robustness 30" in done.stdout and " 71 and 30: WRONG" in done.stdout, done.stdout
+    assert "5 of 6 submissions got the scores" in done.stdout, done.stdout
     assert str(next(temporary.glob("tango-grade-*"))) in done.stdout
+
+
+def test_a_feedback_without_scores_is_shown_and_is_a_failure(sandbox: None, temporary: Path, tmp_path: Path) -> None:
+    config = named(tmp_path, "[limits]\nmax_file_bytes = 64\nfile_bytes = 64\n")
+    done = grade(temporary, "localSandbox", TANGO_CONFIG=config)
+    assert done.returncode == 1
+    assert re.search(r"c-queue +right +none +70 and 30: WRONG", done.stdout), done.stdout
+    assert "the feedback of c-queue, right:\nAutograder [" in done.stdout, done.stdout
 
 
 def test_what_the_machine_lacks_is_said_with_what_to_do(temporary: Path) -> None:

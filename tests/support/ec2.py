@@ -128,6 +128,8 @@ class Cloud:
         self._tokens: dict[str, web.Response] = {}
         self.running: dict[str, tuple[str, dict[str, Any]]] = {}
         """Instance → its account and what the API said of it when it was last looked at."""
+        self._accounts: dict[str, str] = {}
+        """Of every instance that was ever seen to run: one may end between the choice of it and what is done to it."""
         self._ended: set[str] = set()
         self.clients: dict[str, Any] = {}
 
@@ -156,7 +158,7 @@ class Cloud:
 
     async def end(self, instance: str) -> None:
         """What whoever has the account may do at any time."""
-        key, _ = self.running.get(instance, (KEY, {}))
+        key = self._accounts.get(instance, KEY)
         await self.clients[key].terminate_instances(InstanceIds=[instance])
 
     # -- the proxy ---------------------------------------------------------------------------------
@@ -245,6 +247,7 @@ class Cloud:
             self.running = {
                 one["InstanceId"]: (key, one) for key in self.clients for one in await self.instances(key, "running")
             }
+            self._accounts |= {name: key for name, (key, _) in self.running.items()}
             for name, (key, one) in self.running.items():
                 await self._be(name, one, key)
             for name in self.vms.keys() - self.running.keys() - self._ended:
