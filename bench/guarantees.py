@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 
 from support.jobs import spec
 from tango_async.config import Settings, load
-from tango_async.dispatcher.dispatcher import LISTEN_S, Dispatcher
+from tango_async.dispatcher.claiming import LISTEN_S
+from tango_async.dispatcher.dispatcher import Dispatcher
 from tango_async.files.local import LocalStore
 from tango_async.model import Claim, Verdict
 from tango_async.queue.bells import Bells

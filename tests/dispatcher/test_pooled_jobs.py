@@ -46,7 +46,7 @@ async def test_a_program_that_never_begins_is_charged_on_a_machine_of_its_own(be
 
 
 async def test_jobs_of_a_full_pool_wait_and_others_pass_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tango_async.dispatcher.dispatcher.LISTEN_S", 60.0)  # who waits for room is told of it
+    monkeypatch.setattr("tango_async.dispatcher.claiming.LISTEN_S", 60.0)  # who waits for room is told of it
     bench.engine.images = [IMAGE, "other"]
     bench.pools(image=[{"pattern": IMAGE, "max": 1}])
     await bench.start()

@@ -27,7 +27,7 @@ from ..config import Settings
 from ..errors import QueueUnavailable, VmmsUnavailable
 from ..files.base import FileStore
 from ..machine import Machine, MachineSpec
-from ..model import DispatcherRecord, JobSpec
+from ..model import Claim, DispatcherRecord, JobSpec
 from ..queue.bells import Bells
 from ..queue.redis import Queue
 from ..vitals import Vitals, rss_bytes
@@ -36,24 +36,20 @@ from . import upkeep
 from .attempt import Attempt, Bench
 from .breaker import Breaker
 from .callbacks import Callbacks
+from .claiming import PAUSE_S, Claiming
 from .cores import Cores
 from .holds import Hold, Holds
 from .images import Images
-from .offers import Offers, first_of, labels_of
+from .offers import Offers, labels_of
 from .policy import Policies
 from .pool import Pool
 from .scale import Scale
 from .slots import Slots
 from .strays import Strays
 from .transfers import Transfers
+from .waits import either, wake_on
 
 log = logging.getLogger(__name__)
-
-LISTEN_S = 2.0
-"""A bell that was lost costs a waiting job this long."""
-
-PAUSE_S = 0.5
-"""After Redis could not be reached."""
 
 
 class Dispatcher:
@@ -94,7 +90,7 @@ class Dispatcher:
         self._ended = 0
         self._vitals = Vitals()
         self._later: set[asyncio.Task[None]] = set()
-        self._claims = Bells(settings)
+        self._claiming = Claiming(settings, queue, self._instance, self._offers, self._pool, self._take)
         self._control = Bells(settings)
         self._bench = Bench(
             settings=settings,
@@ -134,7 +130,7 @@ class Dispatcher:
                 if self._scale is not None:
                     group.create_task(self._scale.run(self._offers.rooms, done))
                 ready(f"vmms {self._vmms.name}, {self._slots.size} slots{', paused' if self._slots.paused else ''}")
-                await self._claim_until(stop)
+                await self._claiming.until(stop)
                 await self._finish()
                 done.set()
         finally:
@@ -143,46 +139,18 @@ class Dispatcher:
             await self._pool.close()
             if self._later:
                 await asyncio.wait(self._later, timeout=5.0)
-            await self._claims.close()
+            await self._claiming.close()
             await self._control.close()
             await self._vmms.close()
 
-    # -- claiming --------------------------------------------------------------------------------
+    # -- jobs ------------------------------------------------------------------------------------
 
-    async def _claim_until(self, stop: asyncio.Event) -> None:
-        waker = asyncio.create_task(_wake_on(stop, self._claims))
-        request = uuid4().hex
-        try:
-            while not stop.is_set():
-                if not self._offers.ready:
-                    await _either(self._offers.room(), stop)
-                    continue
-                self._pool.roomier.clear()
-                filled = []
-                try:
-                    for room, most in self._offers.now():
-                        filled.append(await self._claim(request, room, most) >= most)
-                        request = uuid4().hex
-                except QueueUnavailable as e:
-                    # The same request again: had the claim been made, its answer is repeated.
-                    log.warning("no job can be claimed: %s", e)
-                    await _either(asyncio.sleep(PAUSE_S), stop)
-                    continue
-                if not filled or not all(filled):
-                    await self._listen(stop)
-        finally:
-            waker.cancel()
-
-    async def _claim(self, request: str, room: dict[str, int], most: int) -> int:
-        """Answers the slots that what was claimed wants."""
-        claims = await self._queue.claim(self._instance, request, room, most)
-        for claim in claims:
-            hold = self._holds.add(claim)
-            slots, n = self._place(claim.spec)
-            turn = slots.ask(n)
-            self._breaker.enter(claim.spec.image, hold)
-            self._spawn(hold, Attempt(self._bench, hold).run(turn), partial(slots.leave, n, turn))
-        return sum(claim.spec.slots for claim in claims)
+    def _take(self, claim: Claim) -> None:
+        hold = self._holds.add(claim)
+        slots, n = self._place(claim.spec)
+        turn = slots.ask(n)
+        self._breaker.enter(claim.spec.image, hold)
+        self._spawn(hold, Attempt(self._bench, hold).run(turn), partial(slots.leave, n, turn))
 
     def _place(self, spec: JobSpec) -> tuple[Slots, int]:
         """What a job needs a turn of, and how much: quiet ones take no slot, since they have cores of their own."""
@@ -210,22 +178,6 @@ class Dispatcher:
         if self._cores.capacity or self._hosts is not None:
             self._pool.roomier.set()
 
-    async def _listen(self, stop: asyncio.Event) -> None:
-        classes = [name for room, _ in self._offers.now() for name in room]
-        waker = asyncio.create_task(_wake_on(self._pool.roomier, self._claims))
-        try:
-            if classes and not stop.is_set():
-                await self._claims.wait_classes(classes, LISTEN_S)
-            elif not classes:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LISTEN_S):
-                        await _either(self._pool.roomier.wait(), stop)
-        except QueueUnavailable as e:
-            log.warning("the queue's bells cannot be heard: %s", e)
-            await _either(asyncio.sleep(PAUSE_S), stop)
-        finally:
-            waker.cancel()
-
     async def _finish(self) -> None:
         """Lets running jobs end within the grace; then hands over or gives back the others."""
         grace_s = self._settings.dispatcher.grace_s
@@ -245,7 +197,7 @@ class Dispatcher:
     # -- beating ---------------------------------------------------------------------------------
 
     async def _extend_until(self, done: asyncio.Event) -> None:
-        waker = asyncio.create_task(_wake_on(done, self._control))
+        waker = asyncio.create_task(wake_on(done, self._control))
         try:
             while not done.is_set():
                 try:
@@ -254,7 +206,7 @@ class Dispatcher:
                         self._rung.set()
                 except QueueUnavailable as e:
                     log.warning("leases cannot be extended: %s", e)
-                    await _either(asyncio.sleep(PAUSE_S), done)
+                    await either(asyncio.sleep(PAUSE_S), done)
         finally:
             waker.cancel()
 
@@ -271,7 +223,7 @@ class Dispatcher:
                 log.warning("no beat: %s", e)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._period_s):
-                    await _either(self._rung.wait(), done)
+                    await either(self._rung.wait(), done)
 
     @property
     def _period_s(self) -> float:
@@ -302,7 +254,7 @@ class Dispatcher:
     async def _follow_hosts(self, done: asyncio.Event) -> None:
         """What has become of a host is known to all at once, and not only with the next beat."""
         while self._hosts is not None and not done.is_set():
-            await _either(self._hosts.changed.wait(), done)
+            await either(self._hosts.changed.wait(), done)
             self._hosts.changed.clear()
             self._rung.set()
 
@@ -402,17 +354,3 @@ class Dispatcher:
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("%s: %s", task.get_name(), error, exc_info=error)
-
-
-async def _wake_on(event: asyncio.Event, bells: Bells) -> None:
-    """Again and again, until cancelled: the listener may be about to listen when it is woken."""
-    await event.wait()
-    while True:
-        with suppress(QueueUnavailable):
-            await bells.wake()
-        await asyncio.sleep(0.05)
-
-
-async def _either(wait: Coroutine[Any, Any, Any], stop: asyncio.Event) -> None:
-    """Returns when either is there."""
-    await first_of(wait, stop.wait())

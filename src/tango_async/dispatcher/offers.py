@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Coroutine, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from ..model import GPU, class_name
 from ..vmms.base import ManyHosts, Vmms
@@ -15,6 +13,7 @@ from .images import Images
 from .pool import Pool
 from .scale import Scale
 from .slots import Slots
+from .waits import first_of
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +96,3 @@ def labels_of(configured: Sequence[str], vmms: Vmms) -> tuple[str, ...]:
         log.warning("dispatcher.labels: %s gives no job a GPU; none that requires one is taken", vmms.name)
     others = {label for label in configured if label != GPU}
     return tuple(sorted(others | {GPU} if vmms.capabilities.gpu else others))
-
-
-async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
-    """Returns when one of them is there, and ends the others."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

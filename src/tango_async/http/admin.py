@@ -14,7 +14,7 @@ from ..errors import NotFound
 from ..model import CallbackRecord, CallbackState
 from ..names import submitter
 from ..queue.outbox import Resent
-from . import answers, bodies, erasure, wire
+from . import answers, bodies, erasure, requests, wire
 from .jobs import job_number
 from .service import ACCESS, service_of
 
@@ -56,7 +56,7 @@ async def resend(request: web.Request) -> web.Response:
 async def erase(request: web.Request) -> web.Response:
     service = service_of(request)
     http = service.settings.http
-    asked = wire.read_json(await bodies.read(request, http.max_json_bytes, http), wire.EraseRequest)
+    asked = requests.read_json(await bodies.read(request, http.max_json_bytes, http), requests.EraseRequest)
     erased = await erasure.erase(service, request[ACCESS], submitter(asked.submitter))
     log.info("a submitter was erased: %s", erased)
     message = f"Erased {erased.jobs} jobs and {erased.files} files"

@@ -19,8 +19,8 @@ from ..files.base import Pin
 from ..machine import CloudChoice, Limits
 from ..model import JobSpec, class_name
 from . import clouds, sizes
+from .requests import AddJob, InputEntry
 from .service import Lab, Service
-from .wire import AddJob, InputEntry
 
 MAKEFILE = "Makefile"
 

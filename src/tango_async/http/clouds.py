@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from ..machine import CloudChoice, Credentials
-from .wire import AddJob
+from .requests import AddJob
 
 _CHOICES = {
     "ami": (re.compile(r"ami-[0-9a-f]{8,17}"), "an id such as ami-0123456789abcdef0"),

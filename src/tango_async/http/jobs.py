@@ -12,7 +12,7 @@ from ..errors import BadRequest, NotFound, QueueFull, StoreError, TangoError
 from ..model import Forecast, JobRecord, JobState
 from ..names import file_name
 from ..queue.redis import Cancelled
-from . import admission, answers, bodies, clouds, wire
+from . import admission, answers, bodies, clouds, requests, wire
 from .keys import Access
 from .service import ACCESS, Service, lab_of, service_of
 
@@ -37,7 +37,7 @@ async def add_job(request: web.Request) -> web.Response:
     service = service_of(request)
     lab = lab_of(request)
     body = await bodies.read(request, service.settings.http.max_json_bytes, service.settings.http)
-    asked = wire.read_json(body, wire.AddJob)
+    asked = requests.read_json(body, requests.AddJob)
     spec = await admission.admit(service, lab, asked)
     fingerprint = admission.fingerprint(lab, body, spec, request.headers.get("Idempotency-Key"))
     try:

@@ -11,7 +11,7 @@ from aiohttp import web
 from ..errors import BadRequest
 from ..model import EVERY_IMAGE, MAX_POOL, PoolOrder, PoolState
 from ..names import image_name
-from . import answers, bodies, wire
+from . import answers, bodies, requests, wire
 from .service import Service, service_of
 
 VERDICT_EVERY_S = 0.2
@@ -76,7 +76,7 @@ async def prealloc(request: web.Request) -> web.Response:
     http = service.settings.http
     size = _machines(request.match_info["number"])
     image = image_name(request.match_info["image"])
-    asked = wire.read_json_or_form(await bodies.read(request, http.max_json_bytes, http), wire.Prealloc)
+    asked = requests.read_json_or_form(await bodies.read(request, http.max_json_bytes, http), requests.Prealloc)
     if not await service.fleet.has(image):
         raise BadRequest("Invalid image name")
     order = PoolOrder(size=size, vmms=asked.vmms, cores=asked.cores, memory_mb=asked.memory, network=asked.network)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..config import Limits as LimitSettings
 from ..machine import Limits
-from .wire import AddJob, LimitsRequest, Number, VmRequest
+from .requests import AddJob, LimitsRequest, Number, VmRequest
 
 MIB = 1024**2
 MOST_MB = 1 << 30
