@@ -18,7 +18,7 @@ from support.images import saved, variation
 from support.jobs import machine_of
 from tango_async.config import Docker, Settings
 from tango_async.dispatcher import cores
-from tango_async.dispatcher.dispatcher import Dispatcher
+from tango_async.dispatcher.claiming import Claiming
 from tango_async.model import EVERY_IMAGE, DispatcherRecord, JobState, PoolOrder, PoolState, Verdict
 from tango_async.vmms.docker import INSTALL, LocalDocker
 
@@ -80,14 +80,14 @@ async def test_ordinary_and_quiet_jobs_share_the_room_of_a_pool(
 async def test_a_host_that_can_take_no_job_waits_and_does_not_spin(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    rounds, listen = 0, Dispatcher._listen
+    rounds, listen = 0, Claiming._listen
 
-    async def listened(dispatcher: Dispatcher, stop: asyncio.Event) -> None:
+    async def listened(claiming: Claiming, stop: asyncio.Event) -> None:
         nonlocal rounds
         rounds += 1
-        await listen(dispatcher, stop)
+        await listen(claiming, stop)
 
-    monkeypatch.setattr(Dispatcher, "_listen", listened)
+    monkeypatch.setattr(Claiming, "_listen", listened)
     bench.change(slots=4, lease_s=0.6)
     await bench.start()
     jobs = [await bench.add("hang", timeout_s=60) for _ in range(3)]

@@ -469,7 +469,7 @@ class TestReuse:
                 while hung not in cloud.mute:
                     await asyncio.sleep(0.01)
             async with backend.machine() as busy:
-                vmms._fleet._patience_s[hung] = 3.0  # type: ignore[attr-defined]
+                vmms._boots._patience_s[hung] = 3.0  # type: ignore[attr-defined]
                 for _ in range(3):
                     try:
                         booting = asyncio.create_task(vmms.wait_vm(waiting))

@@ -41,6 +41,7 @@ from ..ssh import Link, Reach, new_key, public_key
 from ..vm import Vm
 from . import instances
 from .accounts import OWN, Accounts
+from .boots import Boots
 from .fleet import Fleet
 from .instances import Instance, Launch
 from .wishes import Wishes, in_the_jobs_words
@@ -89,7 +90,8 @@ class Ec2Ssh:
         self._wait_s = settings.dispatcher.machine_wait_s
         self._directory = settings.state_dir / "ec2"
         self._accounts = Accounts(settings.ec2, install, self._directory / "accounts", wait_s=self._wait_s)
-        self._fleet = Fleet(settings.ec2, install, self._accounts)
+        self._boots = Boots(settings.ec2)
+        self._fleet = Fleet(settings.ec2, install, self._accounts, self._boots)
         self._wishes = Wishes(settings.ec2, install, self._accounts)
         self._private_key = ""
         self._vms: dict[str, Vm] = {}
@@ -164,7 +166,7 @@ class Ec2Ssh:
             self._accounts.arrived(choice.account)
             if self._settings.reuse and await self._fleet.take(machine):
                 return machine
-            with self._fleet.launching(machine):
+            with self._boots.asking(spec.image):
                 launch = await self._wishes.launch(machine, choice, public_key(self._private_key))
                 log.info("machine %s: asking for an instance of %s from %s", machine.id, launch.types[0], launch.ami)
                 try:
@@ -202,9 +204,9 @@ class Ec2Ssh:
     async def wait_vm(self, machine: Machine) -> None:
         if (vm := self._vms.get(machine.id)) is not None:
             return await (self._guard(machine, vm) if self._ages(machine) else vm.answers())
-        boots = self._settings.reuse and self._fleet.boots(machine)
+        boots = self._settings.reuse and self._boots.boots(self._fleet.id_of(machine))
         self._vms[machine.id] = await (self._soonest(machine) if boots else self._booted(machine))
-        self._fleet.booted(machine)
+        self._boots.booted(self._fleet.id_of(machine))
         return None
 
     async def _soonest(self, machine: Machine) -> Vm:
@@ -228,7 +230,7 @@ class Ec2Ssh:
     async def _booted(self, machine: Machine) -> Vm:
         vm: Vm | None = None
         try:
-            async with self._fleet.awaited(machine):
+            async with self._boots.awaited(self._fleet.id_of(machine)):
                 instance = await self._with_host_key(await self._running(machine))
                 vm = self._vm(instance)
                 await vm.ready()

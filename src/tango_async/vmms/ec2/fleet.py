@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +19,7 @@ from ...errors import Unsuitable, VmmsError, VmmsUnavailable
 from ...machine import Machine, MachineSpec, Standing
 from . import instances
 from .accounts import OWN, Accounts
+from .boots import Boots
 from .client import Account, Gone
 from .instances import Instance, new_id, new_nonce
 from .spares import Spare, Spares
@@ -47,18 +46,13 @@ class Seat:
 class Fleet:
     """The instances of one installation."""
 
-    def __init__(self, settings: Ec2, install: str, accounts: Accounts) -> None:
+    def __init__(self, settings: Ec2, install: str, accounts: Accounts, boots: Boots) -> None:
         self._settings = settings
         self._install = install
         self._accounts = accounts
+        self._boots = boots
         self._seats: dict[str, Seat] = {}
         self._spares = Spares()
-        self._launching: Counter[str] = Counter()
-        """By image: launches that AWS has not answered."""
-        self._fresh_until: dict[str, float] = {}
-        """Instances of which it does not show yet what they do to the jobs that wait; for ever while they boot."""
-        self._patience_s: dict[str, float] = {}
-        """For how long instances that were launched here may be waited for until they let us in, by all together."""
         self._giving: set[str] = set()
         """Instances that are just given to another machine."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -69,52 +63,16 @@ class Fleet:
 
     # -- what is there -----------------------------------------------------------------------------
 
-    @contextmanager
-    def launching(self, machine: Machine) -> Iterator[None]:
-        """While an instance is asked for; `made` counts it from then on."""
-        self._launching[machine.spec.image] += 1
-        try:
-            yield
-        finally:
-            self._launching[machine.spec.image] -= 1
-
     def made(self, instance: str, machine: Machine, account: str, *, new: bool = False) -> None:
         self._seats[machine.id] = Seat(instance, account, machine.spec.image)
         if new:
-            self._fresh_until[instance] = math.inf
-            self._patience_s[instance] = self._settings.boot_s
-
-    def boots(self, machine: Machine) -> bool:
-        """Whether its instance was launched here, and nobody has been let in yet."""
-        return self._fresh_until.get(self.id_of(machine)) == math.inf
-
-    def booted(self, machine: Machine) -> None:
-        """Its instance takes jobs."""
-        if self.boots(machine):
-            instance, now = self.id_of(machine), asyncio.get_running_loop().time()
-            self._fresh_until[instance] = now + self._settings.scale_after_s
-            self._patience_s.pop(instance, None)
-
-    @asynccontextmanager
-    async def awaited(self, machine: Machine) -> AsyncIterator[None]:
-        """While its instance is waited for until it lets us in. Raises TimeoutError after `boot_s`.
-
-        One that boots and goes from job to job has no more time than with its first.
-        """
-        instance, began = self.id_of(machine), asyncio.get_running_loop().time()
-        try:
-            async with asyncio.timeout(self._patience_s.get(instance, self._settings.boot_s)):
-                yield
-        finally:
-            if instance in self._patience_s:
-                self._patience_s[instance] -= asyncio.get_running_loop().time() - began
+            self._boots.launched(instance)
 
     def standing(self, image: str) -> Standing:
-        now, launching = asyncio.get_running_loop().time(), self._launching[image]
+        asked_for = self._boots.asked_for(image)
         there = {seat.instance for seat in self._seats.values() if seat.image == image}
         there |= {spare.instance for spare in self._spares if spare.last.spec.image == image}
-        fresh = sum(self._fresh_until.get(instance, now) > now for instance in there)
-        return Standing(machines=len(there) + launching, fresh=fresh + launching)
+        return Standing(machines=len(there) + asked_for, fresh=self._boots.fresh(there) + asked_for)
 
     def id_of(self, machine: Machine) -> str:
         seat = self._seats.get(machine.id)
@@ -244,7 +202,7 @@ class Fleet:
 
     async def _terminate(self, machine: Machine, name: str, ids: set[str]) -> None:
         """Ends these, and all that have the machine's tag, but for those that a listing which lags says to have it."""
-        self._forget(ids)
+        self._boots.forget(ids)
         account = await self._accounts.get(name)
         described = await self._described(name, Filters=[_filter(instances.MACHINE, machine.id)])
         others = {seat.instance for owner, seat in self._seats.items() if owner != machine.id}
@@ -254,15 +212,10 @@ class Fleet:
             with suppress(Gone):
                 await account.call("terminate_instances", InstanceIds=sorted(ids))
 
-    def _forget(self, ids: Iterable[str]) -> None:
-        for instance in ids:
-            self._fresh_until.pop(instance, None)
-            self._patience_s.pop(instance, None)
-
     def forsake(self, machine: Machine) -> None:
         """It could not be ended, and is there for no job any more. If it lives, a listing will show it."""
         if (seat := self._seats.pop(machine.id, None)) is not None:
-            self._forget([seat.instance])
+            self._boots.forget([seat.instance])
 
     async def _leave(self, name: str) -> None:
         """Forgets a job's account once nothing of ours is there."""
@@ -284,7 +237,7 @@ class Fleet:
         await account.call("delete_tags", Resources=[instance.id], Tags=[{"Key": instances.INSTALL}])
         log.warning("instance %s is kept (ec2.keep_failed): %s", instance.id, why)
         self._seats.pop(machine.id, None)
-        self._forget([instance.id])
+        self._boots.forget([instance.id])
         return True
 
     # -- from job to job ---------------------------------------------------------------------------
@@ -369,7 +322,7 @@ class Fleet:
         with suppress(Gone):
             found = await self._described(name, InstanceIds=[spare.instance])
         if not found or found[0].state not in ("pending", "running"):
-            self._forget([spare.instance])
+            self._boots.forget([spare.instance])
             return False
         await self.tag(found[0], instances.tags_of(self._install, machine, found[0].host_key))
         self.made(spare.instance, machine, name)
