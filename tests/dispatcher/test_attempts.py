@@ -153,6 +153,21 @@ async def test_a_running_job_is_cancelled_once_and_its_machine_is_gone(bench: Be
     await bench.until_true(lambda: not bench.engine.machines)
 
 
+async def test_a_job_that_waits_for_its_machine_is_cancelled_at_once(bench: Bench) -> None:
+    bench.engine.boot_s = 3600.0
+    await bench.start()
+    waits = await bench.add("say never", timeout_s=60)
+    await bench.until_true(lambda: bench.engine.tries == 1)
+    assert await bench.queue.cancel(waits) is Cancelled.REQUESTED
+    job = await bench.until(waits)
+    assert (job.verdict, bench.engine.starts) == (Verdict.CANCELLED, 0)
+    assert "Error: Job was cancelled" in await bench.feedback(job)
+    await bench.until_true(lambda: not bench.engine.machines)
+    bench.engine.boot_s = 0.0
+    other, _ = await bench.grade("say other")
+    assert other.verdict is Verdict.SUCCESS
+
+
 async def test_the_output_so_far_can_be_seen(bench: Bench) -> None:
     await bench.start()
     job_id = await bench.add("say one\nsleep 0.6\nsay two\nhang", timeout_s=3)

@@ -70,6 +70,19 @@ async def test_a_job_outlives_its_dispatcher_and_is_followed_by_the_next(on_ec2:
     await empty(cloud)
 
 
+async def test_a_job_is_cancelled_while_its_instance_boots(on_ec2: Service, cloud: Cloud) -> None:
+    cloud.boots = False
+    await on_ec2.run("tango-dispatcher", TANGO_EC2_BOOT_S="600", TANGO_DISPATCHER_MACHINE_WAIT_S="700")
+    await add(on_ec2, "boots", "autograde:\n\t@echo never\n")
+    async with asyncio.timeout(30):
+        while not await cloud.living():
+            await asyncio.sleep(0.05)
+    await on_ec2.json("POST", "/cancel/test/boots/out.txt/")
+    feedback = await on_ec2.poll("boots", "out.txt")
+    assert "Error: Job was cancelled" in feedback and "never" not in feedback
+    await empty(cloud)
+
+
 async def test_a_job_whose_spot_instance_is_taken_back_runs_again(
     on_ec2: Service, cloud: Cloud, receiver: Receiver
 ) -> None:

@@ -77,6 +77,7 @@ class FakeEngine:
         self.up = True
         self.loads = False
         self.slow_s = 0.0
+        self.boot_s = 0.0
         self.made = 0
         self.starts = 0
         self.refuse_creation: list[Exception] = []
@@ -136,6 +137,7 @@ class FakeVmms:
         self._check()
         if machine.id not in self.engine.machines:
             raise MachineLost("no such machine")
+        await asyncio.sleep(self.engine.boot_s)
 
     async def copy_in(self, machine: Machine, files: Sequence[InputFile], limits: Limits) -> None:
         self._check()

@@ -11,7 +11,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -200,7 +207,10 @@ class Attempt:
     @asynccontextmanager
     async def _lent_out(self, lease: AbstractAsyncContextManager[Lent]) -> AsyncIterator[Lent]:
         bench = self._bench
-        async with lease as self._lent:
+        async with AsyncExitStack() as stack:
+            async with self._hold.wanted():
+                # On a cloud a machine may take minutes.
+                self._lent = await stack.enter_async_context(lease)
             if self._claim.spec.quiet and self._lent.machine.spec.cpuset:
                 wait_s = bench.settings.dispatcher.machine_wait_s
                 async with watched(bench.vmms, self._lent.machine, wait_s=wait_s) as self._watch:

@@ -7,6 +7,8 @@ nothing is concluded: the machines run on, and the fence in every script drops w
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from ..errors import Stale
@@ -48,6 +50,18 @@ class Hold:
                 told.result()
         finally:
             told.cancel()
+
+    @asynccontextmanager
+    async def wanted(self) -> AsyncIterator[None]:
+        """What is done in it is broken off as soon as the job is not to go on. Raises Stale or Cancelled then."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                told = group.create_task(self.until_told())
+                yield
+                told.cancel()
+        except BaseExceptionGroup as e:
+            # The first is the reason; what was broken off may have failed of it.
+            raise e.exceptions[0] from None
 
     @property
     def stale(self) -> bool:
