@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 import pytest
 
@@ -16,7 +19,8 @@ from tango_async.vmms.base import Vmms
 from tango_async.vmms.bootstrap import archive
 
 MB = 1024**2
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
+"""With one machine, and all that a test does with it."""
 
 
 class Driver(Vmms, Protocol):
@@ -117,12 +121,13 @@ async def first_output(vmms: Vmms, machine: Machine) -> bytes:
     return b""
 
 
-async def wait_until(condition: Callable[[], object], what: str, patience_s: float = 10.0) -> None:
-    for _ in range(int(patience_s * 100)):
-        if condition():
-            return
+async def wait_until(condition: Callable[[], object], what: str, patience_s: float = 60.0) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + patience_s
+    while not condition():
+        if loop.time() > end:
+            raise AssertionError(f"never came true: {what}")
         await asyncio.sleep(0.01)
-    raise AssertionError(f"never came true: {what}")
 
 
 def processes(marker: str) -> list[int]:
@@ -136,6 +141,30 @@ def processes(marker: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+class Step:
+    """A moment in a job, on any back-end: it is seen to have come, and the job goes on when it is told to.
+
+    A line of the job holds it as a command, and another one after it.
+    """
+
+    def __init__(self) -> None:
+        self._process = f"sleep\0{3 * 10**9 + uuid4().int % 10**9}"
+
+    def __str__(self) -> str:
+        return self._process.replace("\0", " ")
+
+    @property
+    def runs(self) -> bool:
+        return bool(processes(self._process))
+
+    async def reached(self) -> None:
+        await wait_until(lambda: self.runs, "the job came so far")
+
+    def go_on(self) -> None:
+        for pid in processes(self._process):
+            os.kill(pid, signal.SIGPIPE)  # of which the shell says nothing
 
 
 async def tar_of(machine: Machine, files: Sequence[InputFile]) -> bytes:
