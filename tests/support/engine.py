@@ -29,6 +29,9 @@ DEFAULT_SOCKET = "/var/run/docker.sock"
 IMAGE = "autograding_image"
 BUILDER = Path(__file__).parents[2] / "deploy/images/grading_image.py"
 
+WITHIN_S = 60.0
+"""Patience with what an engine does in a second, on a machine that is busy."""
+
 _DISK = Path("/var/tmp")
 _PREFIX = "tango-engine-"
 """Followed by the pid of the test run that an engine belongs to."""
@@ -109,11 +112,10 @@ class PrivateEngine(Engine):
         with (self.directory / "log").open("ab") as log:
             # What interrupts us all is not for it: containers are removed first.
             self._daemon = subprocess.Popen(self._command(), stdout=log, stderr=log, cwd="/", start_new_session=True)
-        for _ in range(600):
+        end = time.monotonic() + WITHIN_S
+        while time.monotonic() < end and self._daemon.poll() is None:
             if self.answers():
                 return
-            if self._daemon.poll() is not None:
-                break
             time.sleep(0.05)
         raise RuntimeError((self.directory / "log").read_text(errors="replace")[-800:])
 
@@ -142,16 +144,20 @@ class PrivateEngine(Engine):
         return _child(self._daemon.pid)
 
     def send(self, sig: signal.Signals) -> None:
+        """Stopped, nsenter is so before dockerd: else it stops itself a moment later, and perhaps for good."""
         assert self._daemon is not None
+        if sig == signal.SIGSTOP:
+            self._daemon.send_signal(sig)
+            os.waitid(os.P_PID, self._daemon.pid, os.WSTOPPED)
         os.kill(self.pid, sig)
-        if sig == signal.SIGCONT:
-            self._daemon.send_signal(sig)  # nsenter stops itself when its child is stopped
+        if sig != signal.SIGSTOP:
+            self._daemon.send_signal(signal.SIGCONT)  # so that it sees an end, too
 
     def kill(self) -> None:
         """kill -9 of dockerd, and reap; containers run on."""
         assert self._daemon is not None
         self.send(signal.SIGKILL)
-        self._daemon.wait(30)
+        self._daemon.wait(WITHIN_S)
         self._daemon = None
 
     def stop(self) -> None:
@@ -163,20 +169,21 @@ class PrivateEngine(Engine):
                     self.remove(container)
             self.send(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._daemon.wait(20)
+                self._daemon.wait(WITHIN_S)
         if self._holder is not None:
             self._holder.kill()
-            self._holder.wait(20)
+            self._holder.wait(WITHIN_S)
             assert self._holder.stdout is not None
             self._holder.stdout.close()
         if self._daemon is not None:
-            self._daemon.wait(20)
+            self._daemon.wait(WITHIN_S)
         _sweep(self.directory)
 
 
 def _sweep(directory: Path) -> None:
-    """Removes an engine's files and cgroups, once the kernel has let go of its mounts."""
-    for _ in range(100):
+    """Removes an engine's files and cgroups, once the kernel has let go of its mounts. Raises RuntimeError."""
+    end = time.monotonic() + WITHIN_S
+    while time.monotonic() < end:
         shutil.rmtree(directory, ignore_errors=True)
         # Not a glob, which fails when another engine's cgroups go meanwhile.
         tops = [Path(path, directory.name) for path, names, _ in os.walk("/sys/fs/cgroup") if directory.name in names]
@@ -195,7 +202,8 @@ def _sweep_dead() -> None:
     for directory in _DISK.glob(f"{_PREFIX}*"):
         owner = directory.name.removeprefix(_PREFIX).partition("-")[0]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            _sweep(directory)
+            with contextlib.suppress(RuntimeError):  # which is no reason against an engine of ours
+                _sweep(directory)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -211,7 +219,8 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def _child(pid: int) -> int:
     """The only child of a process that forks and waits."""
-    for _ in range(200):
+    end = time.monotonic() + WITHIN_S
+    while time.monotonic() < end:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         if children:
             return int(children[0])

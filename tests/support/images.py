@@ -13,6 +13,9 @@ from uuid import uuid4
 
 from support.engine import IMAGE, Engine
 
+SAVED_HERE = f"test-run={uuid4().hex}"
+"""A label of the images that this process saved, whatever becomes of their names."""
+
 
 def tar(files: dict[str, bytes]) -> bytes:
     packed = io.BytesIO()
@@ -34,6 +37,7 @@ def saved(*images: tuple[bytes, list[str]]) -> bytes:
         config = {
             "architecture": "amd64",
             "os": "linux",
+            "config": {"Labels": dict([SAVED_HERE.split("=")])},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
         files |= {f"{digest}.json": json.dumps(config).encode(), f"{digest}.tar": layer}

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
-from support.engine import Lacking, PrivateEngine, _child, load_image
+from support.engine import WITHIN_S, Lacking, PrivateEngine, _child, load_image
 
 TLS_PORT, PLAIN_PORT = 2376, 2375
 SSHD = "/usr/sbin/sshd"
@@ -61,11 +61,7 @@ class RemoteEngine(PrivateEngine):
         _sweep_routes()
         self.certificates = certificates
         self.configure()
-        number = next(_numbers)
-        self.link = f"tg{number % 10**8}"
-        a, b = number // 64 % 256, number % 64 * 4
-        self._net = f"10.231.{a}.{b}/30"
-        self.gateway, self.address = f"10.231.{a}.{b + 1}", f"10.231.{a}.{b + 2}"
+        self.link = self._net = self.gateway = self.address = ""
         self._sshd: subprocess.Popen[bytes] | None = None
 
     def configure(self, **options: object) -> None:
@@ -86,14 +82,26 @@ class RemoteEngine(PrivateEngine):
         super()._hold()
         assert self._holder is not None
         self._inside = str(_child(self._holder.pid))
-        _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self._inside)
+        self._take_net()
         _ip("addr", "add", f"{self.gateway}/30", "dev", self.link)
         _ip("link", "set", self.link, "up")
         # Without it, what is for an engine that is gone would go out into the world.
-        _ip("route", "add", "blackhole", self._net, "metric", "9999")
+        _ip("route", "replace", "blackhole", self._net, "metric", "9999")
         reach = f"route add {NET} via {self.gateway}"
         for words in (f"addr add {self.address}/30 dev eth0", "link set eth0 up", "link set lo up", reach):
             subprocess.run([*self._enter, "ip", *words.split()], check=True)
+
+    def _take_net(self) -> None:
+        """The first that no other test run has: the link of its name can be made once only."""
+        for number in (next(_numbers) for _ in range(256)):
+            a, b = number // 64 % 256, number % 64 * 4
+            self.link, self._net = f"tg{a}-{b}", f"10.231.{a}.{b}/30"
+            self.gateway, self.address = f"10.231.{a}.{b + 1}", f"10.231.{a}.{b + 2}"
+            peer = ["peer", "name", "eth0", "netns", self._inside]
+            made = subprocess.run(["ip", "link", "add", self.link, "type", "veth", *peer], capture_output=True)
+            if made.returncode == 0:
+                return
+        raise RuntimeError(made.stderr.decode())
 
     @property
     def _enter(self) -> list[str]:
@@ -130,7 +138,8 @@ class RemoteEngine(PrivateEngine):
         with (d / "sshd-log").open("ab") as log:
             command = [*self._enter, SSHD, "-D", "-e", "-f", str(d / "sshd_config")]
             self._sshd = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
-        for _ in range(200):
+        end = time.monotonic() + WITHIN_S
+        while time.monotonic() < end:
             try:
                 socket.create_connection((self.address, 22), timeout=1).close()
                 return (d / "host_key.pub").read_text().strip()
@@ -142,7 +151,7 @@ class RemoteEngine(PrivateEngine):
         if self._sshd is not None:
             if self._sshd.poll() is None:
                 os.kill(_child(self._sshd.pid), 9)
-            self._sshd.wait(10)
+            self._sshd.wait(WITHIN_S)
             self._sshd = None
 
     def stop(self) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from support.engine import WITHIN_S
+
 PROGRAM = "docker-registry"
 PORT = 5000
 
@@ -41,7 +43,8 @@ class Registry:
         command = [PROGRAM, "serve", str(self._directory / "config.yml")]
         with (self._directory / "log").open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        for _ in range(200):
+        end = time.monotonic() + WITHIN_S
+        while time.monotonic() < end:
             connection = http.client.HTTPConnection(self.address, timeout=5)
             try:
                 connection.request("GET", "/v2/")
@@ -56,4 +59,4 @@ class Registry:
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(WITHIN_S)
