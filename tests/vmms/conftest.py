@@ -63,7 +63,7 @@ async def backend_on(ward: Ward, engine: Engine, data_dir: Path, output: str = "
     finally:
         await vmms.close()
     assert not [*settings.state_dir.glob("outputs/*")], "outputs were left"
-    assert not processes(str(data_dir)), "processes were left"
+    await wait_until(lambda: not processes(str(data_dir)), "no process was left")
 
 
 async def until_it_listens(machine: Machine) -> None:

@@ -93,12 +93,17 @@ async def test_the_images_own_way_of_running_is_overridden(docker_engine: Engine
         "Env": ["HOME=/root", "USER=root", "PATH=/opt/tools:/usr/bin:/bin"], "Volumes": {"/data": {}},
         "Healthcheck": {"Test": ["CMD-SHELL", "touch /tmp/checked"], "Interval": 10**9},
     }  # fmt: skip
+    job = make("id -un; pwd; echo $HOME $USER", "sleep 1.2; ls /tmp; echo $PATH")
     with variation(docker_engine, **hostile) as image:
-        ran = await backend.run(make("id -un; pwd; echo $HOME $USER", "sleep 1.2; ls /tmp; echo $PATH"), image=image)
+        async with backend.machine(image=image) as machine:
+            mounts = docker_engine.get(f"/containers/{machine.id}/json")["Mounts"]
+            await backend.vmms.copy_in(machine, inputs(job), limit())
+            ran = await follow(backend.vmms, machine)
     assert ran.output.decode().split("\n") == [
         "autograde", "/home/autograde/autolab", "/home/autograde autograde", "/opt/tools:/usr/bin:/bin", "",
     ]  # fmt: skip
-    assert docker_engine.get("/volumes")["Volumes"] in (None, [])
+    left = {volume["Name"] for volume in docker_engine.get("/volumes")["Volumes"] or ()}
+    assert not left & {mount["Name"] for mount in mounts if mount["Type"] == "volume"}
 
 
 @pytest.mark.parametrize(

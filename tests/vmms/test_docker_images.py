@@ -9,7 +9,7 @@ import pytest
 
 from contracts.machines import Backend
 from support.engine import Engine
-from support.images import chunks, saved, tar
+from support.images import SAVED_HERE, chunks, saved, tar
 from tango_async.errors import VmmsError
 
 
@@ -20,7 +20,7 @@ def backend(docker_backend: Backend) -> Backend:
 
 @pytest.fixture
 def name(docker_engine: Engine) -> Iterator[str]:
-    """A free name; every image of the test begins with it, and the engine's images are as before afterwards."""
+    """A free name; every image of the test begins with it, and those that are ours are as before afterwards."""
     before = images(docker_engine)
     name = f"test-{uuid4().hex[:12]}"
     yield name
@@ -31,8 +31,9 @@ def name(docker_engine: Engine) -> Iterator[str]:
 
 
 def images(engine: Engine) -> dict[str, str]:
-    """Those without a tag as well."""
-    return {tag: image["Id"] for image in engine.get("/images/json") for tag in image["RepoTags"] or (image["Id"],)}
+    """Those without a tag as well, and none that other tests use meanwhile."""
+    ours = engine.get("/images/json", filters={"label": [SAVED_HERE]})
+    return {tag: image["Id"] for image in ours for tag in image["RepoTags"] or (image["Id"],)}
 
 
 async def test_an_image_gets_the_name_that_was_asked(backend: Backend, name: str) -> None:

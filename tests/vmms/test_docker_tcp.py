@@ -51,7 +51,7 @@ async def proxy(engine: Engine, context: ssl.SSLContext | None = None) -> AsyncI
     server = await asyncio.start_server(serve, "127.0.0.1", ssl=context)
     async with server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    await asyncio.wait(served, timeout=10)
+    await asyncio.wait(served, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ async def run_one(backend: Backend, host: str) -> Ran:
         machine = await vmms.initialize_vm(backend.spec(), "tester")
         try:
             await vmms.copy_in(machine, inputs({"data": os.urandom(3 * MB)} | make("wc -c <data; echo end")), limit())
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 return await follow(vmms, machine)
         finally:
             await vmms.destroy_vm(machine)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from contracts.machines import MB, Backend, adopted, inputs, limit, make, output_of
+from contracts.machines import MB, Backend, Step, adopted, inputs, limit, make, output_of, wait_until
 from contracts.vmms import VmmsContract
 from support.engine import Engine
 from support.ward import Ward
@@ -88,12 +88,19 @@ async def test_a_log_that_gave_up_its_beginning_is_no_output(backend: Backend, s
 
 
 async def test_a_log_that_gave_up_its_beginning_is_told_while_the_program_runs(
-    backend: Backend, short_log: None
+    docker_engine: Engine, backend: Backend, short_log: None
 ) -> None:
-    async with adopted(backend, make("seq 200000; sleep 60"), limit()) as (successor, machine):
-        await asyncio.sleep(2)
+    step = Step()
+
+    def all_logged() -> bool:
+        log = docker_engine.call("GET", f"/containers/{machine.id}/logs", stdout="1", stderr="1", tail="1")[1]
+        return log.endswith(b"200000\n")
+
+    async with adopted(backend, make(f"seq 200000; {step}; :"), limit(timeout_s=100)) as (successor, machine):
+        await step.reached()
+        await wait_until(all_logged, "the engine has written it all")
         with pytest.raises(HostUnavailable, match="does not hold"):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 await output_of(successor, machine)
 
 

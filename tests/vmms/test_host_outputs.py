@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -21,6 +22,7 @@ from contracts.machines import (
     Backend,
     Files,
     Ran,
+    Step,
     adopted,
     first_output,
     follow,
@@ -40,20 +42,31 @@ from tango_async.vmms.docker import LocalDocker
 from tango_async.vmms.keeper import OUTPUT_SLACK_BYTES
 from vmms.conftest import host_only, until_it_listens
 
-PIECES = 200_000
-PRINTER = f"""
-import os, time
-for i in range({PIECES}):
+PRINTER = """
+import os, signal, time
+told = []
+signal.signal(signal.SIGUSR1, lambda *_: told.append(True))
+i = 0
+while not told:
     os.write(1, b"%d%s" % (i, b"\\n" if i % 7 == 0 else b" "))
+    i += 1
     if i % 500 == 0:
         time.sleep(0.01)
+os.write(1, b"\\nso many: %d\\n" % i)
 """
-PRINTED = b"".join(b"%d%s" % (i, b"\n" if i % 7 == 0 else b" ") for i in range(PIECES))
-"""Lines and pieces of lines, for some five seconds."""
+"""Lines and pieces of lines, until it is told to end."""
 
 
-def printing(*then: str) -> Files:
-    return {"print.py": PRINTER} | make("python3 print.py", *then)
+def printing(*then: str) -> tuple[Files, str]:
+    """The job, and what tells its printer from other processes."""
+    marker = uuid4().hex
+    return {"print.py": PRINTER} | make(f"python3 print.py {marker}", *then), f"print.py\0{marker}"
+
+
+def printed(output: bytes) -> bytes:
+    """What begins an output of so many pieces as it says itself."""
+    pieces = int(output.partition(b"so many: ")[2].split()[0])
+    return b"".join(b"%d%s" % (i, b"\n" if i % 7 == 0 else b" ") for i in range(pieces)) + b"\nso many: %d\n" % pieces
 
 
 def place(backend: Backend, machine: Machine) -> Path:
@@ -69,14 +82,15 @@ def backend(docker_backend: Backend) -> Backend:
     return docker_backend
 
 
-async def killed_again_and_again(private_engine: PrivateEngine, job: asyncio.Task[Ran], times: int) -> int:
-    killed = 0
-    while not job.done() and killed < times:
+async def killed_again_and_again(private_engine: PrivateEngine, printer: str, times: int) -> None:
+    """While it prints; then it is told to end."""
+    await wait_until(lambda: processes(printer), "it prints")
+    for _ in range(times):
         await asyncio.sleep(0.3)
         await asyncio.to_thread(private_engine.kill)
         await asyncio.to_thread(private_engine.start)
-        killed += 1
-    return killed
+    [pid] = processes(printer)
+    os.kill(pid, signal.SIGUSR1)
 
 
 @host_only
@@ -84,32 +98,38 @@ async def test_every_byte_is_there_once_however_often_the_engine_is_killed(
     private_backend: Backend, private_engine: PrivateEngine
 ) -> None:
     vmms = private_backend.vmms
+    job, printer = printing()
     async with private_backend.machine() as machine:
-        await vmms.copy_in(machine, inputs(printing()), limit(timeout_s=30))
-        job = asyncio.create_task(follow(vmms, machine))
-        assert await killed_again_and_again(private_engine, job, 10) >= 2
-        assert await job == Ran(Exit(0), PRINTED)
+        await vmms.copy_in(machine, inputs(job), limit(timeout_s=100))
+        following = asyncio.create_task(follow(vmms, machine))
+        await killed_again_and_again(private_engine, printer, 3)
+        ran = await following
+    assert ran == Ran(Exit(0), printed(ran.output))
 
 
 @host_only
 async def test_a_successor_has_every_byte_also_of_an_engine_that_was_killed(
     private_backend: Backend, private_engine: PrivateEngine
 ) -> None:
-    async with adopted(private_backend, printing("exit 3"), limit(timeout_s=30)) as (successor, machine):
-        job = asyncio.create_task(follow(successor, machine))
-        assert await killed_again_and_again(private_engine, job, 3) >= 1
-        ran = await job
-    assert ran.code == 2 and ran.output.startswith(PRINTED)
+    job, printer = printing("exit 3")
+    async with adopted(private_backend, job, limit(timeout_s=100)) as (successor, machine):
+        following = asyncio.create_task(follow(successor, machine))
+        await killed_again_and_again(private_engine, printer, 2)
+        ran = await following
+    assert ran.code == 2 and ran.output.startswith(printed(ran.output))
 
 
 @host_only
 async def test_an_end_that_no_engine_saw_is_an_end(private_backend: Backend, private_engine: PrivateEngine) -> None:
     vmms = private_backend.vmms
     async with private_backend.machine() as machine:
-        await vmms.copy_in(machine, inputs(make("echo 1; sleep 1; printf 2; exit 3")), limit())
+        step = Step()
+        await vmms.copy_in(machine, inputs(make(f"echo 1; {step}; printf 2; exit 3")), limit())
         job = asyncio.create_task(follow(vmms, machine))
+        await step.reached()
         await asyncio.to_thread(private_engine.kill)
         try:
+            step.go_on()
             ran = await job
         finally:
             await asyncio.to_thread(private_engine.start)
@@ -124,8 +144,8 @@ from tango_async.config import Settings
 from tango_async.machine import MachineSpec
 from tango_async.vmms.docker import LocalDocker
 
-async def hold(settings, spec, line):
-    vmms = LocalDocker(settings, "killed")
+async def hold(settings, spec, line, install):
+    vmms = LocalDocker(settings, install)
     await vmms.open()
     machine = await vmms.initialize_vm(spec, "killed")
     await vmms.copy_in(machine, inputs(make(line)), limit())
@@ -134,7 +154,7 @@ async def hold(settings, spec, line):
 
 settings, spec = (msgspec.msgpack.decode(bytes.fromhex(a)) for a in sys.argv[1:3])
 settings = msgspec.convert(settings, Settings, dec_hook=lambda kind, value: kind(value))
-asyncio.run(hold(settings, msgspec.convert(spec, MachineSpec), sys.argv[3]))
+asyncio.run(hold(settings, msgspec.convert(spec, MachineSpec), *sys.argv[3:]))
 """
 
 
@@ -143,12 +163,13 @@ async def test_a_killed_dispatchers_job_runs_on_and_is_read_from_its_first_byte(
 ) -> None:
     settings = Settings(store=Store(data_dir=backend.data_dir), docker=Docker(host=docker_engine.host))
     given = (msgspec.msgpack.encode(value, enc_hook=str).hex() for value in (settings, backend.spec()))
-    command = [sys.executable, "-c", HOLDER, *given, "seq 1000; sleep 0.5; seq 1001 2000"]
+    install = f"killed-{uuid4().hex}"
+    command = [sys.executable, "-c", HOLDER, *given, "seq 1000; sleep 0.5; seq 1001 2000", install]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": "tests"}) as holder:
         assert holder.stdout is not None
         assert await asyncio.to_thread(holder.stdout.readline) == b"running\n"
         holder.kill()
-    successor = LocalDocker(settings, "killed")
+    successor = LocalDocker(settings, install)
     await successor.open()
     [machine] = await successor.get_vms()
     try:
@@ -205,9 +226,12 @@ async def test_a_flood_that_nobody_reads_is_bounded_and_told(
 
 async def test_an_output_whose_keeper_was_killed_is_lost(backend: Backend) -> None:
     async with backend.machine() as machine:
-        await backend.vmms.copy_in(machine, inputs(make("echo one; sleep 0.5; echo two")), limit())
+        step = Step()
+        await backend.vmms.copy_in(machine, inputs(make(f"echo one; {step}; echo two")), limit())
         assert await first_output(backend.vmms, machine) == b"one\n"
+        await step.reached()
         os.killpg(keeper_of(backend, machine), signal.SIGKILL)
+        step.go_on()
         with pytest.raises(MachineLost, match="not kept whole"):
             await backend.vmms.run_job(machine)
         successor = await backend.open()
