@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from support.redis_server import RedisServer, server_programs
@@ -19,6 +20,13 @@ pytest_plugins = [
     *("support.fixtures_docker", "support.fixtures_dist", "support.strays"),
     *("support.fixtures_ec2", "support.fixtures_tashi"),
 ]
+
+
+# A loaded machine is no defect, also where it takes long to draw an example.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:

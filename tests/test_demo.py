@@ -18,7 +18,7 @@ def demo(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]
         env={**os.environ, "TMPDIR": str(tmp_path), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

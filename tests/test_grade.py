@@ -35,7 +35,7 @@ def grade(
         env={**os.environ, "TMPDIR": str(temporary), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

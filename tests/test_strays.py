@@ -68,7 +68,9 @@ def run(tmp_path: Path, *bodies: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "support.strays", "-p", "no:cacheprovider", str(file)]
     places = ["--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini"), "--basetemp", str(tmp_path / "base")]
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    return subprocess.run([*command, *places], env=environment, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        [*command, *places], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 def test_a_test_that_cleans_up_passes_though_wider_fixtures_hold_something(tmp_path: Path) -> None:

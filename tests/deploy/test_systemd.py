@@ -54,7 +54,7 @@ def units(tmp_path: Path) -> list[str]:
 
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_systemd_understands_every_line(units: list[str]) -> None:
@@ -140,14 +140,14 @@ async def test_a_process_that_is_stuck_is_not_heard_of(
     process = start(service, tmp_path, name, WATCHDOG_USEC="400000")
     await listener.hear("READY=1")
     for _ in range(3):
-        await listener.hear("WATCHDOG=1", 2.0)
+        await listener.hear("WATCHDOG=1")
     process.popen.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.popen.pid, os.WSTOPPED)
     listener.drain()
     await asyncio.sleep(1.0)
     assert not listener.drain()
     process.popen.send_signal(signal.SIGCONT)
-    await listener.hear("WATCHDOG=1", 5.0)
+    await listener.hear("WATCHDOG=1")
 
 
 async def test_a_process_that_is_aborted_says_where_it_was(
@@ -162,11 +162,11 @@ async def test_a_process_that_is_aborted_says_where_it_was(
 
 async def test_a_loop_that_is_stuck_is_not_heard_of_though_its_process_runs(listener: Listener, tmp_path: Path) -> None:
     watchdog = asyncio.create_task(told(tmp_path, WATCHDOG_USEC="100000").keep_watchdog())
-    await listener.hear("WATCHDOG=1", 2.0)
+    await listener.hear("WATCHDOG=1")
     listener.drain()
     time.sleep(0.3)
     assert not listener.drain()
-    await listener.hear("WATCHDOG=1", 2.0)
+    await listener.hear("WATCHDOG=1")
     watchdog.cancel()
 
 

@@ -48,7 +48,7 @@ class Shell:
             # As an image names it: bash reads its first argument's name and becomes a POSIX shell.
             ["sh", *applet[1:], "-c", SCRIPT, "tango", NONCE, str(directory or self.directory), output],
             executable=shutil.which(program), input=sent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={"PATH": "/usr/bin:/bin" if path is None else path}, timeout=20, check=False,
+            env={"PATH": "/usr/bin:/bin" if path is None else path}, timeout=120, check=False,
         )  # fmt: skip
         return ran.returncode, ran.stdout
 
@@ -216,6 +216,6 @@ async def test_the_output_goes_to_a_pipe_where_one_is_named(shell: Shell, tmp_pa
     os.mkfifo(pipe)
     with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
         assert shell.run(await packed(make("echo out; echo err >/dev/stderr")), output=str(pipe)) == (0, b"")
-        said = reader.communicate(timeout=20)[0]
+        said = reader.communicate(timeout=120)[0]
     assert said == mark(NONCE) + b"out\nerr\n" + last_line(said)
     assert shell.run(b"", output=str(tmp_path / "none"))[0] == 95
