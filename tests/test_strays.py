@@ -66,11 +66,9 @@ def run(tmp_path: Path, *bodies: str) -> subprocess.CompletedProcess[str]:
     file.write_text(HEAD + "\n".join(tests))
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-p", "support.strays", "-p", "no:cacheprovider", str(file)]
-    places = ["--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini"), "--basetemp", str(tmp_path / "base")]
+    command += ["--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini"), "--basetemp", str(tmp_path / "base")]
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    return subprocess.run(
-        [*command, *places], env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_a_test_that_cleans_up_passes_though_wider_fixtures_hold_something(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class Cloud:
         self.faults: dict[str, list[Fault]] = {}
         """By action; `EVERY` is any."""
         self.slow_answers: dict[str, float] = {}
-        """Action, or `EVERY` → seconds between what is done and the answer."""
+        """Action, or `EVERY` → seconds between what is done and the answer; who takes it out is answered at once."""
         self.answers: dict[str, str] = {}
         """Action → the whole XML of its answer."""
         self.calls: Counter[str] = Counter()
@@ -203,9 +203,16 @@ class Cloud:
             answered = web.Response(text=said, status=real.status, content_type="text/xml")
         if token and answered.status == 200:
             self._tokens[token] = _copied(answered)
-        await asyncio.sleep(self.slow_answers.get(action, self.slow_answers.get(EVERY, 0)))
+        await self._wait(action)
         self.answered[action] += 1
         return answered if fault is None else _error("InternalError", 500)
+
+    async def _wait(self, action: str) -> None:
+        """For as long as `slow_answers` says all the while."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while loop.time() - begun < self.slow_answers.get(action, self.slow_answers.get(EVERY, 0)):
+            await asyncio.sleep(0.01)
 
     async def _key_named(self, account: str, pair_id: str) -> str:
         """Empty if there is no such key pair."""
@@ -303,6 +310,7 @@ async def cloud_on(motos: dict[str, str]) -> AsyncIterator[Cloud]:
             vm.kill()
         for client in cloud.clients.values():
             await client.__aexit__(None, None, None)
+        cloud.slow_answers.clear()
         await runner.cleanup()
 
 

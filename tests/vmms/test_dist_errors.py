@@ -76,12 +76,12 @@ def breaks_off(certificates: Certificates, *, shakes_hands: bool, resets: bool) 
         with suppress(OSError):
             while True:
                 one, _ = listening.accept()
-                with one:
+                with one, suppress(OSError):  # of one that breaks off, too; others come after it
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", int(resets), 0))
                     if not shakes_hands:
                         one.recv(65_536)
                         continue
-                    with suppress(ssl.SSLError), context.wrap_socket(one, server_side=True):
+                    with context.wrap_socket(one, server_side=True):
                         pass
 
     with socket.create_server(("127.0.0.1", 0)) as listening:

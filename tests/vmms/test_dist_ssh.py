@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from contracts.machines import MB, Ran, follow, inputs, limit, make, wait_until
+from contracts.machines import MB, Ran, Step, follow, inputs, limit, make, wait_until
 from support.netns import RemoteEngine
 from support.ward import Ward
 from tango_async.config import Docker, DockerHost, Settings, Store
@@ -76,21 +76,24 @@ async def test_a_job_outlives_its_connection(
     ward: Ward, engine: RemoteEngine, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dist_ssh, "KEEPALIVE_S", 0.5)
-    monkeypatch.setattr(dist_host, "LOOK_S", 1.0)
-    monkeypatch.setattr(outputs, "ANSWER_S", 1.0)
+    monkeypatch.setattr(dist_host, "LOOK_S", 2.0)
+    monkeypatch.setattr(outputs, "ANSWER_S", 2.0)
     async with dist_on(ward, [engine], tmp_path, settings_of(engine, keys, tmp_path)) as dist:
         assert isinstance(dist, Dist) and isinstance(dist.vmms, DistDocker)
         async with dist.machine() as machine:
-            lines = [f"echo {i}; sleep 0.25" for i in range(16)]
-            await dist.vmms.copy_in(machine, inputs(make(*lines)), limit())
+            one, two = Step(), Step()
+            job = make(f"echo 1; {one}; echo 2; {two}; echo 3")
+            await dist.vmms.copy_in(machine, inputs(job), limit(timeout_s=100))
             following = asyncio.create_task(follow(dist.vmms, machine))
-            await asyncio.sleep(1.0)
+            await one.reached()
             engine.cut()
             await wait_until(lambda: not dist.vmms.hosts()[0].healthy, "the cut is noticed")  # type: ignore[attr-defined]
-            await asyncio.sleep(5.0)
+            one.go_on()
+            await two.reached()
+            await asyncio.sleep(1.0)
             engine.heal()
-            async with asyncio.timeout(20):
-                assert await following == Ran(Exit(0), b"".join(b"%d\n" % i for i in range(16)))
+            two.go_on()
+            assert await following == Ran(Exit(0), b"1\n2\n3\n")
             await wait_until(lambda: dist.vmms.hosts()[0].healthy, "it is back")  # type: ignore[attr-defined]
 
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from contracts.machines import Backend, Ran, first_output, inputs, limit, make, only
+from contracts.machines import PATIENCE_S, Backend, Ran, first_output, inputs, limit, make, only, wait_until
 from contracts.vmms import VmmsContract
 from support.ec2 import EVERY, IMAGE, KEY, NONE_LISTED, OTHER_KEY, SECRET, Cloud, settings_on
 from tango_async.config import HostKeys
@@ -38,9 +38,10 @@ from tango_async.vmms.vm import Vm
 async def backend_on(cloud: Cloud, state: Path, **changes: object) -> AsyncIterator[Backend]:
     """Fails a test that leaves an instance."""
     install = uuid4().hex[:12]
+    patient = {"boot_s": 40.0, "lost_s": 4 * PATIENCE_S}
 
     async def opened() -> Ec2Ssh:
-        vmms = Ec2Ssh(settings_on(cloud, state / "state", **changes), install)
+        vmms = Ec2Ssh(settings_on(cloud, state / "state", **patient | changes), install)
         await vmms.open()
         return vmms
 
@@ -115,10 +116,14 @@ class TestLaunch:
             await backend.vmms.initialize_vm(backend.spec(cores=99.0), "tester")
 
     async def test_a_launch_whose_caller_died_is_found_by_its_tags(self, cloud: Cloud, backend: Backend) -> None:
-        cloud.slow_answers["RunInstances"] = 3.0
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1.0):
-                await backend.vmms.initialize_vm(backend.spec(), "tester")
+        cloud.slow_answers["RunInstances"] = 60.0
+        launching = asyncio.create_task(backend.vmms.initialize_vm(backend.spec(), "tester"))
+        async with asyncio.timeout(PATIENCE_S):
+            while not await cloud.living():
+                await asyncio.sleep(0.02)
+        launching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await launching
         successor = await backend.open()
         try:
             (found,) = await successor.get_vms()
@@ -126,6 +131,7 @@ class TestLaunch:
             await successor.destroy_vm(found)
             assert await successor.get_vms() == []
         finally:
+            cloud.slow_answers.clear()
             await successor.close()
 
     async def test_an_instance_ends_itself_and_hides_its_user_data(self, cloud: Cloud, backend: Backend) -> None:
@@ -135,7 +141,7 @@ class TestLaunch:
             assert vm.sh("cat /run/shutdown") == "-h +360\n"
             assert vm.sh("cat /run/ip") == "route replace prohibit 169.254.169.254/32\n"
             vm.kill()  # as its own shutdown would
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while await cloud.living():
                     await asyncio.sleep(0.05)
 
@@ -192,7 +198,7 @@ class TestFaults:
             await vmms.open()
 
     async def test_an_instance_that_nobody_reaches_is_told_of(self, cloud: Cloud, tmp_path: Path) -> None:
-        async with backend_on(cloud, tmp_path, boot_s=1.5) as backend:
+        async with backend_on(cloud, tmp_path, boot_s=3.0) as backend:
             cloud.boots = False
             machine = await backend.vmms.initialize_vm(backend.spec(), "tester")
             with pytest.raises(MachineLost, match=r"not ready within ec2\.boot_s: .*Connect"):
@@ -200,7 +206,7 @@ class TestFaults:
             await backend.vmms.destroy_vm(machine)
 
     async def test_another_host_at_its_address_is_not_trusted(self, cloud: Cloud, tmp_path: Path) -> None:
-        async with backend_on(cloud, tmp_path, boot_s=5.0) as backend:
+        async with backend_on(cloud, tmp_path) as backend:
             cloud.lies = True
             machine = await backend.vmms.initialize_vm(backend.spec(), "tester")
             with pytest.raises(Distrusted, match="another host answers"):
@@ -213,7 +219,7 @@ class TestFaults:
             assert await first_output(backend.vmms, machine) == b"up\n"
             (one,) = await cloud.living()
             await cloud.clients[KEY].terminate_instances(InstanceIds=[one["InstanceId"]])
-            async with asyncio.timeout(4):
+            async with asyncio.timeout(PATIENCE_S):
                 with pytest.raises(MachineLost, match="terminated"):
                     await backend.vmms.run_job(machine)
 
@@ -250,9 +256,9 @@ class TestFaults:
             await backend.vmms.copy_in(machine, inputs(make("sleep 1")), limit())
             running = asyncio.create_task(backend.vmms.run_job(machine))
             await asyncio.sleep(0.3)
-            cloud.slow_answers["DescribeInstances"] = 8.0
+            cloud.slow_answers["DescribeInstances"] = 2 * PATIENCE_S
             await backend.vmms._vms[machine.id].link.close()  # type: ignore[attr-defined]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 assert await running == Exit(0)
             cloud.slow_answers.clear()
 
@@ -279,7 +285,7 @@ class TestFaults:
             await backend.vmms.wait_vm(machine)
             (one,) = await cloud.living()
             await cloud.clients[KEY].terminate_instances(InstanceIds=[one["InstanceId"]])
-            async with asyncio.timeout(4):
+            async with asyncio.timeout(PATIENCE_S):
                 with pytest.raises(MachineLost, match="terminated"):
                     while True:
                         await backend.vmms.wait_vm(machine)
@@ -295,7 +301,7 @@ class TestFaults:
             await asyncio.sleep(0.5)
             assert not running.done()
             cloud.reclaim((await cloud.living())[0]["InstanceId"])
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 with pytest.raises(MachineReclaimed, match="marked-for-termination"):
                     await running
 
@@ -390,7 +396,7 @@ class TestReuse:
                 booting = asyncio.create_task(vmms.wait_vm(second))
                 await vmms.copy_in(first, inputs(make("echo one")), limit())
                 await vmms.run_job(first)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 await booting
             assert cloud.calls["RunInstances"] == 2 and len(await cloud.living()) == 2
             assert await vmms.get_vms() == [second]
@@ -414,7 +420,7 @@ class TestReuse:
                 await vmms.copy_in(first, inputs(make("echo one")), limit())
                 await vmms.run_job(first)
             own = (await vmms._fleet.look(second)).id  # type: ignore[attr-defined]
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while not await vmms._fleet.move(second):  # type: ignore[attr-defined]
                     await asyncio.sleep(0.05)
             old = [{"Key": "tango:machine", "Value": second.id}]  # as a listing says that lags behind
@@ -434,7 +440,7 @@ class TestReuse:
             before = cloud.calls["CreateTags"]
             cloud.slow_answers["CreateTags"] = 0.5
             moving = asyncio.create_task(vmms.wait_vm(second))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while cloud.calls["CreateTags"] == before:
                     await asyncio.sleep(0.01)
             third = await vmms.initialize_vm(backend.spec(), "tester")
@@ -465,15 +471,15 @@ class TestReuse:
             cloud.mute_next = 1
             waiting = await vmms.initialize_vm(backend.spec(), "tester")
             (hung,) = [one["InstanceId"] for one in await cloud.living()]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while hung not in cloud.mute:
                     await asyncio.sleep(0.01)
             async with backend.machine() as busy:
-                vmms._boots._patience_s[hung] = 3.0  # type: ignore[attr-defined]
+                vmms._boots._patience_s[hung] = 1.5  # type: ignore[attr-defined]
                 for _ in range(3):
                     try:
                         booting = asyncio.create_task(vmms.wait_vm(waiting))
-                        await asyncio.sleep(1.2)
+                        await asyncio.sleep(0.6)
                         await vmms.copy_in(busy, inputs(make("echo")), limit())
                         await vmms.run_job(busy)
                         await vmms.destroy_vm(busy)
@@ -502,7 +508,7 @@ class TestReuse:
             assert vmms.standing(IMAGE).machines == 0  # type: ignore[attr-defined]
             async with backend.machine(cores=3.0):
                 vmms.make_way(spec, 1)  # type: ignore[attr-defined]
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE_S):
                     while waits["InstanceId"] in [one["InstanceId"] for one in await cloud.living()]:
                         await asyncio.sleep(0.05)
                 assert len(await cloud.living()) == 1
@@ -525,14 +531,17 @@ class TestReuse:
                 waiting = asyncio.create_task(vmms.wait_vm(second))
                 await vmms.copy_in(first, inputs(make("echo one")), limit())
                 await vmms.run_job(first)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE_S):
                     while not cloud.mute:
                         await asyncio.sleep(0.01)
-                before, cloud.slow_answers["CreateTags"] = cloud.calls["CreateTags"], 5.0
-            async with asyncio.timeout(10):
+                before, cloud.slow_answers["CreateTags"] = cloud.calls["CreateTags"], 2 * PATIENCE_S
+            async with asyncio.timeout(PATIENCE_S):
                 while cloud.calls["CreateTags"] == before:
                     await asyncio.sleep(0.01)
             cloud.mute.clear()
+            await wait_until(lambda: len(links) > 1 and links[1]._connection is not None, "its own lets it in")
+            await asyncio.sleep(0.5)
+            cloud.slow_answers.clear()
             await waiting
             assert len(links) == 3
             await vmms.destroy_vm(second)
@@ -550,7 +559,7 @@ class TestReuse:
             before, cloud.slow_answers["CreateTags"] = cloud.calls["CreateTags"], 1.0
             cloud.fail("CreateTags", "InternalError", status=500)  # so that the tags are still the old ones
             second = asyncio.create_task(vmms.initialize_vm(backend.spec(), "tester"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while cloud.calls["CreateTags"] == before:
                     await asyncio.sleep(0.01)
             await vmms.destroy_vm(first)  # as a stray, that a listing showed
@@ -562,6 +571,7 @@ class TestReuse:
         self, cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, well: bool
     ) -> None:
         monkeypatch.setattr(client, "TRIES", 1)
+        cleaning = asyncio.Event()
         async with backend_on(cloud, tmp_path, reuse=True) as backend:
             vmms = backend.vmms
             machine = await vmms.initialize_vm(backend.spec(), "tester")
@@ -571,13 +581,17 @@ class TestReuse:
                 await vmms.run_job(machine)
 
                 async def hang(vm: Vm) -> None:
+                    cleaning.set()
                     await asyncio.Event().wait()
 
                 monkeypatch.setattr(Vm, "clean", hang)
             cloud.fail("TerminateInstances", "InternalError", status=500)
-            with pytest.raises(TimeoutError if well else VmmsUnavailable):
-                async with asyncio.timeout(2):
-                    await vmms.destroy_vm(machine)
+            ending = asyncio.create_task(vmms.destroy_vm(machine))
+            if well:
+                await cleaning.wait()
+                ending.cancel()
+            with pytest.raises(asyncio.CancelledError if well else VmmsUnavailable):
+                await ending
             assert vmms.standing(IMAGE) == Standing(machines=0, fresh=0)  # type: ignore[attr-defined]
             cloud.faults.clear()
             assert await vmms.get_vms() == [machine]
@@ -594,7 +608,7 @@ class TestReuse:
                 cloud.fail("CreateTags", "NotNow", **{"ResourceId.1": own})
                 await vmms.copy_in(first, inputs(make("echo one")), limit())
                 await vmms.run_job(first)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while not await vmms._fleet.move(second):  # type: ignore[attr-defined]
                     await asyncio.sleep(0.05)
             assert await vmms.get_vms() == [second]
@@ -612,10 +626,10 @@ class TestReuse:
             assert not await cloud.living()
 
     async def test_one_that_nobody_needs_goes(self, cloud: Cloud, tmp_path: Path) -> None:
-        async with backend_on(cloud, tmp_path, reuse=True, idle_s=0.5) as backend:
+        async with backend_on(cloud, tmp_path, reuse=True, idle_s=1.0) as backend:
             await backend.run(make("echo one"))
-            assert await cloud.living()
-            async with asyncio.timeout(5):
+            assert backend.vmms.standing(IMAGE).machines == 1  # type: ignore[attr-defined]
+            async with asyncio.timeout(PATIENCE_S):
                 while await cloud.living():
                     await asyncio.sleep(0.05)
 
@@ -633,7 +647,7 @@ class TestReuse:
             cloud.fail("CreateTags", "NotNow")
             with pytest.raises(VmmsUnavailable, match="NotNow"):
                 await backend.vmms.initialize_vm(backend.spec(), "tester")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while await cloud.living():
                     await asyncio.sleep(0.05)
 
@@ -652,12 +666,16 @@ class TestStop:
 
     async def test_one_that_is_just_being_ended_is_ended(self, cloud: Cloud, tmp_path: Path) -> None:
         async with backend_on(cloud, tmp_path, reuse=True, idle_s=0.2) as backend:
+            begun, end = asyncio.Event(), backend.vmms._fleet._end  # type: ignore[attr-defined]
+
+            async def noted(*which: Any) -> None:
+                begun.set()
+                cloud.slow_answers["DescribeInstances"] = 1.0
+                await end(*which)
+
+            backend.vmms._fleet._end = noted  # type: ignore[attr-defined]
             await backend.run(make("echo one"))
-            cloud.slow_answers["DescribeInstances"] = 1.0
-            before = cloud.calls["DescribeInstances"]
-            async with asyncio.timeout(5):
-                while cloud.calls["DescribeInstances"] == before:
-                    await asyncio.sleep(0.02)
+            await begun.wait()
 
     async def test_one_that_cannot_be_ended_keeps_no_other(self, cloud: Cloud, tmp_path: Path) -> None:
         async with backend_on(cloud, tmp_path, reuse=True) as backend:
@@ -675,15 +693,15 @@ class TestStop:
     ) -> None:
         monkeypatch.setattr(accounts, "CLOSE_S", 0.1)
         async with backend_on(cloud, tmp_path) as backend:
-            cloud.slow_answers["DeleteKeyPair"] = 4.0
-            async with asyncio.timeout(3):
+            cloud.slow_answers["DeleteKeyPair"] = 2 * PATIENCE_S
+            async with asyncio.timeout(PATIENCE_S):
                 await backend.vmms.close()
 
     async def test_one_whose_launch_is_under_way_is_ended(self, cloud: Cloud, tmp_path: Path) -> None:
         async with backend_on(cloud, tmp_path) as backend:
             cloud.slow_answers["RunInstances"] = 1.0
             launching = asyncio.create_task(backend.vmms.initialize_vm(backend.spec(), "tester"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while not cloud.calls["RunInstances"]:
                     await asyncio.sleep(0.02)
             launching.cancel()
@@ -716,15 +734,16 @@ class TestAccounts:
             await backend.vmms.know(own)  # type: ignore[attr-defined]
             spec = backend.spec(cloud=CloudChoice(account=own.account))
             machines = [await backend.vmms.initialize_vm(backend.spec(), "tester")]
-            cloud.slow_answers["ImportKeyPair"] = 10.0
+            cloud.slow_answers["ImportKeyPair"] = 2 * PATIENCE_S
             before = cloud.calls["ImportKeyPair"]
             assert cloud.answered["ImportKeyPair"] == before
             launching = asyncio.create_task(backend.vmms.initialize_vm(spec, "tester"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while cloud.calls["ImportKeyPair"] == before:
                     await asyncio.sleep(0.02)
             machines.append(await backend.vmms.initialize_vm(backend.spec(), "tester"))
             assert cloud.answered["ImportKeyPair"] == before
+            cloud.slow_answers.clear()
             for machine in (*machines, await launching):
                 await backend.vmms.destroy_vm(machine)
 
@@ -737,7 +756,7 @@ class TestAccounts:
             cloud.slow_answers["DeleteKeyPair"] = 0.5
             before = cloud.calls["DeleteKeyPair"]
             ending = asyncio.create_task(backend.vmms.destroy_vm(first))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while cloud.calls["DeleteKeyPair"] == before:
                     await asyncio.sleep(0.02)
             await backend.vmms.know(own)  # type: ignore[attr-defined]
@@ -765,17 +784,18 @@ class TestAccounts:
         async with backend_on(cloud, tmp_path, subnets=()) as backend:
             own = Credentials(key_id=OTHER_KEY, secret=SECRET)
             await backend.vmms.know(own)  # type: ignore[attr-defined]
-            cloud.slow_answers |= {"RunInstances": 0.5, "TerminateInstances": 0.5}
+            cloud.slow_answers |= {"RunInstances": 2 * PATIENCE_S, "TerminateInstances": 2 * PATIENCE_S}
             cloud.answers["DescribeInstances"] = NONE_LISTED
             spec = backend.spec(cloud=CloudChoice(account=own.account))
             launching = asyncio.create_task(backend.vmms.initialize_vm(spec, "tester"))
             for call in ("RunInstances", "TerminateInstances"):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE_S):
                     while not cloud.calls[call]:
                         await asyncio.sleep(0.02)
                 launching.cancel()
                 assert await backend.vmms.get_vms() == []
                 assert list((tmp_path / "state/ec2/accounts").iterdir())
+                del cloud.slow_answers[call]
             del cloud.answers["DescribeInstances"]
 
     async def test_of_one_that_was_not_kept_whole_nothing_stays(self, cloud: Cloud, tmp_path: Path) -> None:
@@ -811,7 +831,7 @@ class TestAccounts:
                 cloud.away_for.add(OTHER_KEY)
             assert (await successor.get_vms(), successor.unseen()) == ([ours], 1)  # type: ignore[attr-defined]
             cloud.away_for.clear()
-            monkeypatch.setattr(fleet, "LIST_S", 8.0)
+            monkeypatch.setattr(fleet, "LIST_S", PATIENCE_S)
             found = await successor.get_vms()
             assert (sorted(machine.id for machine in found)) == sorted([ours.id, hidden.id])
             assert not successor.unseen()  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ import asyncssh
 import pytest
 
 from conftest import absent
-from contracts.machines import MB, Backend, Ran, first_output, follow, inputs, limit, make, only, tar_of
+from contracts.machines import MB, PATIENCE_S, Backend, Ran, first_output, follow, inputs, limit, make, only, tar_of
 from contracts.vmms import DEFAULTS, SIGNALS, VmmsContract
 from support.vm import host_key
 from support.vm_vmms import IMAGE, Cloud, VmVmms
@@ -33,7 +33,7 @@ async def backend(tmp_path: Path, virtual_machines: None) -> AsyncIterator[Backe
     cloud = Cloud()
 
     async def opened() -> VmVmms:
-        return VmVmms(cloud)
+        return VmVmms(cloud, patience_s=4 * PATIENCE_S)
 
     vmms = await opened()
     try:
@@ -106,7 +106,7 @@ class TestBrokenConnections:
     ) -> None:
         """Whoever follows it looks for its end now and then only, and here not at all."""
         monkeypatch.setattr(remote, "FOLLOW", 'cd "$1" && exec tail -c "+$2" -f output')
-        async with backend.machine() as machine, asyncio.timeout(20):
+        async with backend.machine() as machine:
             await backend.vmms.copy_in(machine, inputs(make("seq 100000")), limit())
             ran = await follow(backend.vmms, machine)
         assert ran == Ran(Exit(0), b"".join(b"%d\n" % n for n in range(1, 100_001)))
@@ -126,7 +126,8 @@ class TestBrokenConnections:
             async def then_cut() -> AsyncIterator[bytes]:
                 async for chunk in archive(inputs(make("echo here")), machine.nonce, limit(), processes=64):
                     yield chunk
-                await asyncio.sleep(0.3)
+                # What is sent after it on the same connection has come, and so it has.
+                await backend.vmms.vm(machine).link.run(["true"])  # type: ignore[attr-defined]
                 await asyncio.to_thread(vm.cut)
 
             await backend.vmms.feed(machine, then_cut())
@@ -156,7 +157,7 @@ class TestBrokenConnections:
             await backend.vmms.copy_in(machine, inputs(make("echo up; sleep 600")), limit())
             assert await first_output(backend.vmms, machine) == b"up\n"
             backend.vmms.cloud.vms[machine.id][1].kill()  # type: ignore[attr-defined]
-            async with asyncio.timeout(4):  # less than the patience with one that is there
+            async with asyncio.timeout(PATIENCE_S):  # less than the patience with one that is there
                 with pytest.raises(MachineLost, match="gone"):
                     await backend.vmms.run_job(machine)
 
