@@ -13,6 +13,7 @@ is the docker client's: DOCKER_HOST is honoured.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import io
 import json
@@ -70,8 +71,13 @@ def cached() -> Path:
     parts = (release["ID"], release.get("VERSION_ID", ""), point, *PACKAGES, Path(__file__).read_text())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     archive = CACHE / f"grading-image-{key}.tar"
-    if not archive.exists():
-        CACHE.mkdir(exist_ok=True)
+    if archive.exists():
+        return archive
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two that want it at once, the second finds it there
+        if archive.exists():
+            return archive
         with tempfile.TemporaryDirectory(prefix="image-", dir=CACHE) as work:
             layer, packed = Path(work) / "layer.tar", Path(work) / "image.tar"
             bootstrap(release["VERSION_CODENAME"], layer)

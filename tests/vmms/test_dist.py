@@ -211,7 +211,7 @@ async def test_a_program_that_was_held_up_by_a_cut_link_is_not_out_of_time(dist:
         cut = dist.engines[int(machine.id[1])]
         cut.cut()
         step.go_on()
-        await ended(machine)
+        await wait_until(lambda: not processes(str(step)), "its shell was ended, though not the machine")
         await unheard(dist, machine)
         cut.heal()
         with pytest.raises(HostUnavailable, match="held up"):

@@ -26,6 +26,8 @@ from tango_async.vmms.keeper import OUTPUT_SLACK_BYTES
 from tango_async.vmms.sandbox import UIDS, LocalSandbox
 
 INSTALL = f"test-{os.getpid()}"
+TESTS = Path(__file__).parents[1]
+IMPORTABLE = {"PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}"}
 UID = 40_000 + os.getpid() % 300 * UIDS
 """The first of this run's jobs only, so that what one leaves behind can be told from others' work."""
 
@@ -76,7 +78,7 @@ async def sandboxes(settings: Settings) -> AsyncIterator[Backend]:
     assert list((settings.state_dir / "machines").iterdir()) == []
     await wait_until(lambda: not set(of_jobs()) - before, f"no process is left of {set(of_jobs()) - before}")
     await wait_until(lambda: not processes(str(settings.state_dir)), "no supervisor is left")
-    assert groups() == set()
+    await wait_until(lambda: not groups(), "no control group is left")
 
 
 @pytest.fixture
@@ -128,10 +130,9 @@ asyncio.run(main(*sys.argv[1:]))
 
 async def killed_dispatcher(data_dir: Path, *lines: str) -> None:
     """A dispatcher that made one machine, gave it these lines to run, if any, and died by SIGKILL."""
-    tests = Path(__file__).parents[1]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", DISPATCHER, str(data_dir), str(UID), INSTALL, *lines,
-        stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": f"{tests}:{tests.parent / 'src'}"},
+        stdout=subprocess.PIPE, env=os.environ | IMPORTABLE,
     )  # fmt: skip
     assert process.stdout is not None
     assert await process.stdout.readline() == b"ready\n"
@@ -374,18 +375,24 @@ def test_no_privilege_is_needed(public_path: Path) -> None:
     data_dir.mkdir()
     somebody = UID + 1
     shutil.chown(data_dir, somebody, somebody)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setgroups([])
-            os.setresgid(somebody, somebody, somebody)
-            os.setresuid(somebody, somebody, somebody)
-            code = asyncio.run(unprivileged(data_dir))
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert status == 0
+    ran = subprocess.run(
+        [sys.executable, "-c", AS_SOMEBODY, str(data_dir), str(somebody)],
+        env=os.environ | IMPORTABLE, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+
+
+AS_SOMEBODY = """
+import asyncio, concurrent.futures.thread, os, sys
+from pathlib import Path
+from vmms.test_sandbox import unprivileged
+somebody = int(sys.argv[2])
+os.setgroups([])
+os.setresgid(somebody, somebody, somebody)
+os.setresuid(somebody, somebody, somebody)
+sys.exit(asyncio.run(unprivileged(Path(sys.argv[1]))))
+"""
+"""Imports all there is before: who it becomes may not be able to read it."""
 
 
 async def unprivileged(data_dir: Path) -> int:
