@@ -69,9 +69,15 @@ async def proxy(server: S3Server) -> AsyncIterator[S3Proxy]:
 
 @pytest.fixture
 async def proxied(server: S3Server, proxy: S3Proxy) -> AsyncIterator[S3Store]:
-    store = await opened(settings_for(server, uuid4().hex, endpoint=proxy.endpoint, timeout_s=2.0))
+    store = await opened(settings_for(server, uuid4().hex, endpoint=proxy.endpoint))
     yield store
     await store.close()
+
+
+@pytest.fixture
+def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a store that is opened after it, and a server that does not come back however often it is asked."""
+    monkeypatch.setattr(s3_bucket, "TRIES", 2)
 
 
 async def opened(settings: Settings) -> S3Store:
@@ -352,12 +358,14 @@ async def test_credentials_may_be_in_the_usual_variables(server: S3Server, monke
     await store.close()
 
 
-async def test_a_server_that_is_away_is_named(server: S3Server) -> None:
+async def test_a_server_that_is_away_is_named(few_tries: None, server: S3Server) -> None:
     with pytest.raises(StoreUnavailable, match=r"s3\.endpoint: http://127\.0\.0\.1:9 does not answer"):
         await opened(settings_for(server, "x", endpoint="http://127.0.0.1:9"))
 
 
-async def test_what_is_said_of_a_fault_holds_no_name_of_a_courselab(server: S3Server, proxy: S3Proxy) -> None:
+async def test_what_is_said_of_a_fault_holds_no_name_of_a_courselab(
+    few_tries: None, server: S3Server, proxy: S3Proxy
+) -> None:
     store = await opened(settings_for(server, uuid4().hex, endpoint=proxy.endpoint))
     proxy.fault = hang_up
     with pytest.raises(StoreUnavailable) as e:
@@ -367,7 +375,7 @@ async def test_what_is_said_of_a_fault_holds_no_name_of_a_courselab(server: S3Se
 
 
 async def test_a_feedback_that_a_broken_connection_did_not_bring_is_away_and_not_gone(
-    server: S3Server, proxy: S3Proxy
+    few_tries: None, server: S3Server, proxy: S3Proxy
 ) -> None:
     store = await opened(settings_for(server, uuid4().hex, endpoint=proxy.endpoint))
     await store.put_output("1.1.success", b"said\n")
@@ -404,15 +412,17 @@ async def test_a_busy_server_is_asked_again(proxied: S3Store, proxy: S3Proxy) ->
         await proxied.labs()
 
 
-async def test_a_server_that_hangs_is_not_waited_for(proxied: S3Store, proxy: S3Proxy) -> None:
+async def test_a_server_that_hangs_is_not_waited_for(few_tries: None, server: S3Server, proxy: S3Proxy) -> None:
     async def hang(request: web.Request) -> web.StreamResponse | None:
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
         return None
 
+    store = await opened(settings_for(server, uuid4().hex, endpoint=proxy.endpoint, timeout_s=2.0))
     proxy.fault = hang
     with pytest.raises(StoreUnavailable):
-        async with asyncio.timeout(40):
-            await proxied.labs()
+        async with asyncio.timeout(60):
+            await store.labs()
+    await store.close()
 
 
 async def test_a_body_that_breaks_off_is_read_on_where_it_broke(proxied: S3Store, proxy: S3Proxy) -> None:
@@ -439,7 +449,7 @@ async def test_a_body_that_breaks_off_is_read_on_where_it_broke(proxied: S3Store
 
 
 async def test_an_upload_fails_clearly_while_the_server_is_away_and_works_when_it_is_back(
-    proxied: S3Store, proxy: S3Proxy
+    few_tries: None, proxied: S3Store, proxy: S3Proxy
 ) -> None:
     await proxied.open_lab(LAB)
     await put(proxied, "a", FIRST)
