@@ -33,7 +33,8 @@ def name(docker_engine: Engine) -> Iterator[str]:
 def images(engine: Engine) -> dict[str, str]:
     """Those without a tag as well, and none that other tests use meanwhile."""
     ours = engine.get("/images/json", filters={"label": [SAVED_HERE]})
-    return {tag: image["Id"] for image in ours for tag in image["RepoTags"] or (image["Id"],)}
+    named = {tag: image["Id"] for image in ours for tag in image["RepoTags"] or () if tag != "<none>:<none>"}
+    return named | {image["Id"]: image["Id"] for image in ours if image["Id"] not in named.values()}
 
 
 async def test_an_image_gets_the_name_that_was_asked(backend: Backend, name: str) -> None:
