@@ -179,7 +179,7 @@ async def test_an_abstract_socket_is_spoken_to(tmp_path: Path) -> None:
     listener = Listener(f"\0{name}")
     Supervisor({"NOTIFY_SOCKET": f"@{name}"}).tell("READY=1", "STATUS=here")
     assert await listener.next() == ["READY=1", "STATUS=here"]
-    listener.socket.close()
+    listener.close()
 
 
 async def test_the_watchdog_of_another_process_is_left_alone(listener: Listener, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from support.jobs import claim_one, spec
-from support.redis_fleet import PROGRAM, certificates, free_port, server_on
+from support.places import own_port
+from support.redis_fleet import PROGRAM, certificates, server_on
 from support.redis_server import RedisServer
 from tango_async import config
 from tango_async.config import Settings
@@ -152,7 +153,7 @@ async def test_databases_and_prefixes_keep_installations_apart(server: tuple[Red
 
 async def test_tls_with_our_own_certificate(tmp_path: Path) -> None:
     keys = certificates(tmp_path / "keys")
-    port = free_port()
+    port = own_port()
     files = ("--tls-ca-cert-file", f"{keys}/ca.pem", "--tls-cert-file", f"{keys}/server.pem")
     tls = ("--tls-port", str(port), *files, "--tls-key-file", f"{keys}/server.key")
     server, plain = server_on(tmp_path / "redis", *tls)
@@ -181,7 +182,7 @@ async def test_tls_with_our_own_certificate(tmp_path: Path) -> None:
 
 
 async def test_a_cluster_is_refused_as_what_it_is(tmp_path: Path) -> None:
-    server, port = server_on(tmp_path / "redis", "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    server, port = server_on(tmp_path / "redis", "--cluster-enabled", "yes", "--cluster-port", str(own_port()))
     server.start()
     queue = Queue(at(f"redis://127.0.0.1:{port}"))
     with pytest.raises(ConfigError, match="a Redis Cluster cannot be used"):
@@ -209,7 +210,7 @@ def test_secrets_are_not_shown() -> None:
 
 
 async def test_a_server_that_is_away_is_unavailable_and_no_setting_is_blamed() -> None:
-    queue = Queue(at(f"redis://127.0.0.1:{free_port()}"))
+    queue = Queue(at(f"redis://127.0.0.1:{own_port()}"))
     with pytest.raises(QueueUnavailable) as caught:
         await queue.open()
     assert not isinstance(caught.value, QueueRefused)

@@ -21,9 +21,10 @@ from support import backends
 from support.engine import Lacking
 from support.netns import RemoteEngine
 from support.notify import Listener
+from support.places import own_uids
 from support.redis_server import RedisServer, server_programs
 from support.s3_server import S3Server, server_kinds
-from support.service import Process, Service
+from support.service import PATIENCE_S, Process, Service
 
 BWRAP = """\
 #!/bin/sh
@@ -43,6 +44,7 @@ def environment(tmp_path: Path, redis_server: RedisServer) -> dict[str, str]:
         "TANGO_QUEUE_PREFIX": f"t{uuid4().hex[:12]}:",
         "TANGO_SLOTS": "3",
         "TANGO_CALLBACKS_MIN_AGE_S": "0.5",
+        "TANGO_SANDBOX_UID": str(own_uids()),
     }
 
 
@@ -97,7 +99,7 @@ every_vmms = pytest.mark.parametrize("vmms", list(backends.STANDS_ON), indirect=
 def listener(tmp_path: Path) -> Iterator[Listener]:
     listener = Listener(str(tmp_path / "notify"))
     yield listener
-    listener.socket.close()
+    listener.close()
 
 
 @contextmanager
@@ -147,15 +149,24 @@ class Rig:
     async def dispatcher(self, **environment: str) -> Process:
         return await self.service.run("tango-dispatcher", **environment)
 
-    async def add(self, name: str, ticks: int, **fields: Any) -> int:
-        """A job that says `tick 1`, `tick 2`, … four times a second. Its lab and its output have the name."""
-        await self.put(name, ticks)
+    async def add(self, name: str, ticks: int, *, held: bool = False, **fields: Any) -> int:
+        """A job that says `tick 1`, `tick 2`, … four times a second. Its lab and its output have the name.
+
+        One that is held comes to its second tick when it may `go`.
+        """
+        await self.put(name, ticks, held=held)
         return await self.service.add(name, ["Makefile"], name, **fields)
 
-    async def put(self, name: str, ticks: int) -> None:
+    async def put(self, name: str, ticks: int, *, held: bool = False) -> None:
         numbers = " ".join(map(str, range(1, ticks + 1)))
-        makefile = f"autograde:\n\t@echo {name} >>/starts; for i in {numbers}; do echo tick $$i; sleep 0.25; done\n"
-        await self.service.upload(name, {"Makefile": makefile.encode()})
+        wait = f"; until [ $$i -gt 1 ] || grep -q go-{name}: /starts; do sleep 0.05; done" if held else ""
+        each = f"for i in {numbers}; do echo tick $$i{wait}; sleep 0.25; done"
+        await self.service.upload(name, {"Makefile": f"autograde:\n\t@echo {name} >>/starts; {each}\n".encode()})
+
+    def go(self, name: str) -> None:
+        """Lets a job go on that is held, and its later runs."""
+        with self.starts.open("a") as file:
+            file.write(f"go-{name}:\n")
 
     async def ended(self, name: str, ticks: int) -> str:
         """The feedback, which must be whole and said once."""
@@ -174,19 +185,19 @@ class Rig:
         async def said(job_id: int) -> bool:
             return "tick" in (await self.service.json("GET", f"/getPartialOutput/test/{job_id}/"))["output"]
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not all([await said(job_id) for job_id in job_ids]):
                 await asyncio.sleep(0.05)
 
     def begun(self) -> list[str]:
-        return sorted(self.starts.read_text().split())
+        return sorted(line for line in self.starts.read_text().split() if not line.startswith("go-"))
 
     def machines(self) -> list[str]:
         """Of all dispatchers of this host."""
         root = Path(self.service.environment["TANGO_DATA_DIR"]) / "dispatcher"
         return sorted(f"{path.parts[-3]}/{path.name}" for path in root.glob("*/machines/*"))
 
-    async def until(self, condition: Callable[[], object], within_s: float = 45.0) -> None:
+    async def until(self, condition: Callable[[], object], within_s: float = PATIENCE_S) -> None:
         async with asyncio.timeout(within_s):
             while not condition():
                 await asyncio.sleep(0.05)
@@ -210,7 +221,7 @@ class Receiver:
         self.came.append(part.file.read().decode())
         return web.Response(status=204)
 
-    async def has(self, number: int, within_s: float = 45.0) -> None:
+    async def has(self, number: int, within_s: float = PATIENCE_S) -> None:
         """Until so many have come."""
         async with asyncio.timeout(within_s):
             while len(self.came) < number:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from aiobotocore.session import get_session
 from aiohttp import ClientSession, web
 
 from support.engine import IMAGE
+from support.places import own_network, own_port
 from support.vm import SshVm
 from tango_async.config import Dispatcher, Ec2, Limits, Settings
 
@@ -32,6 +32,7 @@ KEY, OTHER_KEY = "AKIAOWN", "AKIAJOB"
 SECRET = "the-secret-part"
 ACCOUNT = {"region_name": REGION, "aws_secret_access_key": SECRET}
 NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
+START_S = 60.0
 VALIDATE = ("MOTO_ENABLE_AMI_VALIDATION", "MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION", "MOTO_ENABLE_KEYPAIR_VALIDATION")
 
 
@@ -59,9 +60,7 @@ def settings_on(cloud: Cloud, state_dir: Path, **changes: object) -> Settings:
 @contextmanager
 def moto() -> Iterator[str]:
     """A moto server of its own; its URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = own_port()
     program = str(Path(sys.executable).with_name("moto_server"))
     environment = os.environ | dict.fromkeys(VALIDATE, "1") | {"MOTO_EC2_LOAD_DEFAULT_AMIS": "false"}
     with subprocess.Popen(
@@ -70,13 +69,19 @@ def moto() -> Iterator[str]:
     ) as server:  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         try:
-            for _ in range(300):
-                with suppress(OSError), urllib.request.urlopen(f"{url}/moto-api/", timeout=1):
-                    break
+            end = time.monotonic() + START_S
+            while not _answers(url):
+                assert server.poll() is None and time.monotonic() < end, "moto_server does not answer"
                 time.sleep(0.05)
             yield url
         finally:
             server.kill()
+
+
+def _answers(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(f"{url}/moto-api/", timeout=5):
+        return True
+    return False
 
 
 @dataclass
@@ -316,9 +321,9 @@ async def cloud_on(motos: dict[str, str]) -> AsyncIterator[Cloud]:
 
 async def _furnish(client: Any, number: int) -> str:
     """Answers the subnet's id."""
-    network = f"127.{16 + os.getpid() % 100 * 2 + number}"  # two runs of the tests at once are not in each other's way
+    network = f"127.{own_network()}"
     vpc = (await client.create_vpc(CidrBlock=f"{network}.0.0/16"))["Vpc"]["VpcId"]
-    subnet = await client.create_subnet(VpcId=vpc, CidrBlock=f"{network}.0.0/20")
+    subnet = await client.create_subnet(VpcId=vpc, CidrBlock=f"{network}.{16 * number}.0/20")
     ami: str = (await client.register_image(Name=f"image-{number}"))["ImageId"]
     await client.create_tags(Resources=[ami], Tags=[{"Key": "Name", "Value": IMAGE}])
     return str(subnet["Subnet"]["SubnetId"])

@@ -38,7 +38,7 @@ def scores(feedback: str) -> dict[str, int]:
     return found
 
 
-async def grade(service: Service, assignment: str, submission: str, within_s: float = 40.0, **fields: object) -> str:
+async def grade(service: Service, assignment: str, submission: str, within_s: float = 90.0, **fields: object) -> str:
     """The feedback."""
     lab, files = f"{assignment}-{submission}", files_of(assignment, submission)
     await service.upload(lab, files)

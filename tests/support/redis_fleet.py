@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -14,15 +13,10 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
+from support.places import own_port
 from support.redis_server import RedisServer
 
 PROGRAM = shutil.which("redis-server")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def server_with(directory: Path, *options: str) -> RedisServer:
@@ -34,7 +28,7 @@ def server_with(directory: Path, *options: str) -> RedisServer:
 
 def server_on(directory: Path, *options: str) -> tuple[RedisServer, int]:
     """A server on a port as well as on its socket; not yet started."""
-    port = free_port()
+    port = own_port()
     return server_with(directory, "--port", str(port), *options), port
 
 
@@ -54,14 +48,14 @@ class Watched:
     def __enter__(self) -> Watched:
         for name in ("one", "two"):
             follows = ("--replicaof", f"127.0.0.1 {next(iter(self.servers))}") if self.servers else ()
-            port = free_port()
+            port = own_port()
             door = [word for key, value in self._door(port).items() for word in (f"--{key}", value)]
             server = server_with(self.directory / name, *door, "--repl-diskless-sync-delay", "0", *follows)
             server.start()
             self.servers[port] = server
         first, second = self.servers
         self.until(lambda: self.ask(second, "INFO", "replication")["master_link_status"] == "up")
-        self.ports = [free_port() for _ in range(self.sentinels)]
+        self.ports = [own_port() for _ in range(self.sentinels)]
         quorum = self.sentinels // 2 + 1
         for port in self.ports:
             self._processes.append(self._sentinel(port, first, quorum))
@@ -74,7 +68,7 @@ class Watched:
     ) -> None:
         for process in self._processes:
             process.kill()
-            process.wait(10)
+            process.wait(60)
         for server in self.servers.values():
             server.kill()
 
@@ -128,7 +122,7 @@ class Watched:
         state = self.ask(port, "SENTINEL", "MASTER", "tango")
         return int(state["num-slaves"]) == 1 and int(state["num-other-sentinels"]) == self.sentinels - 1
 
-    def until(self, condition: Any, within_s: float = 20.0) -> None:
+    def until(self, condition: Any, within_s: float = 60.0) -> None:
         end = time.monotonic() + within_s
         while True:
             try:
@@ -146,7 +140,7 @@ def ask(port: int, *words: str, keys: Path | None = None) -> Any:
     if keys is not None:
         tls = {"ssl": True, "ssl_ca_certs": str(keys / "ca.pem")}
         tls |= {"ssl_certfile": str(keys / "client.pem"), "ssl_keyfile": str(keys / "client.key")}
-    with Redis(host="127.0.0.1", port=port, socket_timeout=2, decode_responses=True, **tls) as redis:
+    with Redis(host="127.0.0.1", port=port, socket_timeout=20, decode_responses=True, **tls) as redis:
         return redis.execute_command(*words)
 
 

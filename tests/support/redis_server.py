@@ -25,6 +25,9 @@ def server_programs() -> dict[str, str]:
     return found
 
 
+START_S = 60.0
+
+
 class RedisServer:
     """One server process. `url` stays the same over restarts."""
 
@@ -51,10 +54,12 @@ class RedisServer:
         # What interrupts us all is not for it: it is needed until the services have stopped.
         command = [self._program, *place, *log, *options]
         self._process = subprocess.Popen(command, env=self._environment, start_new_session=True)
-        for _ in range(500):
+        end = time.monotonic() + START_S
+        while self._process.poll() is None and time.monotonic() < end:
             if self._answers():
                 return
             time.sleep(0.01)
+        self.kill()
         raise RuntimeError((self.directory / "redis.log").read_text()[-500:])
 
     def _answers(self) -> bool:
@@ -86,5 +91,5 @@ class RedisServer:
         """kill -9, and reap."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None

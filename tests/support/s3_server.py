@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import msgspec
 from aiobotocore.session import get_session
 
+from support.places import own_port
 from tango_async.config import S3, Settings, Store
 
 ACCESS_KEY, SECRET_KEY = "tango-test", "tango-test-secret"
@@ -30,28 +30,18 @@ def server_kinds() -> list[str]:
     return [kind for kind, program in programs.items() if (SCRIPTS / program).exists()]
 
 
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
 class S3Server:
     """One server process, killed and restarted at will. `endpoint` stays the same over restarts."""
 
     def __init__(self, kind: str, directory: Path) -> None:
         self.kind = kind
         self.directory = directory
-        self._ports = free_ports(10)
+        self._ports = [own_port() for _ in range(10)]
         self.port = self._ports[0]
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, within_s: float = 40.0) -> None:
+    def start(self, within_s: float = 90.0) -> None:
         with (self.directory / "s3.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(), cwd=self.directory, stdout=log, stderr=log, env=self.environment()
@@ -93,7 +83,7 @@ class S3Server:
 
     def answers(self) -> bool:
         try:
-            urllib.request.urlopen(self.endpoint, timeout=1).close()
+            urllib.request.urlopen(self.endpoint, timeout=5).close()
         except urllib.error.HTTPError as e:
             return e.code == 403
         except OSError:
@@ -109,7 +99,7 @@ class S3Server:
         """kill -9, and reap."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
         for port in self._ports:  # SeaweedFS makes one there, whatever it is told
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):

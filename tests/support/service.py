@@ -19,6 +19,9 @@ import aiohttp
 SCRIPTS = Path(sys.executable).parent
 READY = re.compile(r"ready: (.*)")
 
+PATIENCE_S = 90.0
+"""How long anything may take on a machine that does much else."""
+
 
 class Process:
     """One console script, its log in a file."""
@@ -41,7 +44,7 @@ class Process:
             )
         self._from = 0
 
-    async def ready(self, within_s: float = 20.0) -> str:
+    async def ready(self, within_s: float = PATIENCE_S) -> str:
         """What the ready line says."""
         async with asyncio.timeout(within_s):
             while True:
@@ -55,12 +58,12 @@ class Process:
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
-    async def stop(self, within_s: float = 30.0) -> int:
+    async def stop(self, within_s: float = PATIENCE_S) -> int:
         """SIGTERM; its exit status."""
         self.popen.send_signal(signal.SIGTERM)
         return await self.ended(within_s)
 
-    async def ended(self, within_s: float = 30.0) -> int:
+    async def ended(self, within_s: float = PATIENCE_S) -> int:
         async with asyncio.timeout(within_s):
             while (code := self.popen.poll()) is None:
                 await asyncio.sleep(0.02)
@@ -68,7 +71,7 @@ class Process:
 
     def kill(self) -> None:
         self.popen.kill()
-        self.popen.wait(10)
+        self.popen.wait(PATIENCE_S)
 
     def cpu_s(self) -> float:
         """Processor time it has taken so far."""
@@ -146,7 +149,7 @@ class Service:
         assert answer["statusId"] == 0, answer
         return int(answer["jobId"])
 
-    async def prealloc(self, number: int, within_s: float = 20.0) -> None:
+    async def prealloc(self, number: int, within_s: float = PATIENCE_S) -> None:
         """Orders prepared machines; a dispatcher that is just ready may not have told its images yet."""
         async with asyncio.timeout(within_s):
             while (await self.json("POST", f"/prealloc/{self.key}/autograding_image/{number}/", data=b"{}"))[
@@ -154,7 +157,7 @@ class Service:
             ] != 0:
                 await asyncio.sleep(0.05)
 
-    async def prepared(self, number: int, within_s: float = 30.0) -> None:
+    async def prepared(self, number: int, within_s: float = PATIENCE_S) -> None:
         """Until so many machines wait, on all hosts and of all images."""
 
         async def waiting() -> int:
@@ -164,7 +167,7 @@ class Service:
             while await waiting() != number:
                 await asyncio.sleep(0.05)
 
-    async def poll(self, lab: str, output: str, within_s: float = 40.0, *, slash: bool = False) -> str:
+    async def poll(self, lab: str, output: str, within_s: float = PATIENCE_S, *, slash: bool = False) -> str:
         """The feedback, as Autolab's client tells that it is there: its content type is not JSON."""
         async with asyncio.timeout(within_s):
             while True:

@@ -11,7 +11,6 @@ import asyncio
 import copy
 import io
 import json
-import os
 import pickle
 import re
 import struct
@@ -24,6 +23,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, ClassVar
 
+from support.places import own_network, own_port
 from support.vm import SshVm, host_key
 
 REQUEST, REPLY, EXCEPTION = 1, 2, 3
@@ -162,7 +162,7 @@ class ClusterManager:
         self._connections: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> ClusterManager:
-        await self.start()
+        await self.start(own_port())
         return self
 
     async def __aexit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -170,10 +170,10 @@ class ClusterManager:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for vm in self.vms.values():
+        for vm in list(self.vms.values()):
             await asyncio.to_thread(vm.kill)
 
-    async def start(self, port: int = 0) -> None:
+    async def start(self, port: int) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         self.port: int = self._server.sockets[0].getsockname()[1]
 
@@ -279,7 +279,7 @@ class ClusterManager:
         if instance.state == DESTROYING:
             del self.instances[instance.id]
             return
-        address = f"127.14.{os.getpid() % 250 + 1}.{next(_addresses)}"
+        address = f"127.{own_network()}.100.{next(_addresses)}"
         vm = SshVm(address, self._authorized_key, self._user_data, instance.name, shared=self.shared)
         self.vms[instance.id] = vm
         if self.mute_next:

@@ -18,11 +18,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email import message_from_string
-from itertools import count
+from itertools import cycle
 from pathlib import Path
 
+from support.places import own_uids
+
 SSHD = "/usr/sbin/sshd"
-_uids = count(70_001)
+_uids = cycle(range(1000))
 
 BOOT = r"""
 set -e
@@ -116,7 +118,7 @@ class SshVm:
         for part in ("root", "etc/ssh", "root-home/.ssh", "sbin"):
             (self.directory / part).mkdir(parents=True)
         private, self.public_key, commands = self._cloud_init()
-        etc, uid = self.directory / "etc", next(_uids)
+        etc, uid = self.directory / "etc", own_uids() + next(_uids)
         users = ["root:x:0:0:root:/root:/bin/sh", "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin"]
         users += [
             f"autograde:x:{uid}:{uid}::/home/autograde:/bin/sh",
@@ -162,7 +164,7 @@ class SshVm:
         private, public = (keys["ed25519_private"], keys["ed25519_public"]) if keys else host_key(self.directory)
         return private, public, [*commands, *config.get("runcmd", [])]
 
-    def wait(self, patience_s: float = 10.0) -> None:
+    def wait(self, patience_s: float = 60.0) -> None:
         end = time.monotonic() + patience_s
         while time.monotonic() < end:
             try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Sequence
 from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
+from support.places import own_network
 from support.vm import SshVm
 from tango_async.errors import ImageNotFound, MachineLost
 from tango_async.machine import Capabilities, Exit, InputFile, Limits, Machine, MachineSpec
@@ -58,7 +58,7 @@ class VmVmms:
         machine = Machine(id=uuid4().hex, spec=spec, nonce=uuid4().hex, owner=owner)
         number = next(_numbers)
         vm = SshVm(
-            f"127.{16 + os.getpid() % 200}.{200 + number // 250}.{number % 250 + 2}",
+            f"127.{own_network()}.{200 + number // 250}.{number % 250 + 2}",
             self.cloud.public_key,
             autodriver=self.cloud.autodriver,
         )
