@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 
 from support.s3_proxy import S3Proxy, hang_up, proxy_before
 from support.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, make_bucket, raw_client
-from support.service import Process, Service, addjob
+from support.service import PATIENCE_S, Process, Service, addjob
 
 SAYS_ALL = b"autograde:\n\t@cat hello; md5sum <big | cut -c 1-32; echo done\n"
 SLOW = b"autograde:\n\t@echo begun; sleep 4; echo ended\n"
@@ -95,7 +95,7 @@ async def test_a_job_comes_in_at_one_host_is_graded_at_another_and_polled_at_a_t
         service.url = first
         await service.upload("lab", {"hello": b"of a later upload\n"})
         feedbacks = [await service.poll("lab", f"{n}.txt") for n in range(6)]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while len(came) < 6:
                 await asyncio.sleep(0.05)
     assert all(f.endswith(f"hello\n{hashlib.md5(big).hexdigest()}\ndone\n") for f in feedbacks), feedbacks
@@ -155,7 +155,7 @@ async def test_a_wrong_setting_ends_a_service_with_its_name(hosts: Hosts) -> Non
     for start in (hosts.http, hosts.dispatcher):
         with pytest.raises(AssertionError, match=r"ended: (?s:.*)tango: store\.url: there is no bucket no-such-bucket"):
             await start()
-    assert [process.popen.wait(10) for process in hosts.service.processes] == [2, 2]
+    assert [process.popen.wait(PATIENCE_S) for process in hosts.service.processes] == [2, 2]
 
 
 async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(hosts: Hosts, line: S3Proxy) -> None:
@@ -166,7 +166,7 @@ async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(h
     await service.upload("lab", {"Makefile": SLOW})
     for n in range(2):
         await service.add("lab", ["Makefile"], f"{n}.txt")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not any(job["assigned"] for job in (await service.json("GET", "/jobs/test/0/"))["jobs"]):
             await asyncio.sleep(0.05)
     line.fault = hang_up

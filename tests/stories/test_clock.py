@@ -13,7 +13,7 @@ from stories.conftest import Receiver, Rig, dispatched, durable_redis
 from support.clock import Clock
 from support.engine import Lacking
 from support.redis_server import RedisServer
-from support.service import addjob
+from support.service import PATIENCE_S, addjob
 
 DAY_S = 86_400
 
@@ -52,14 +52,14 @@ async def test_a_clock_that_is_set_costs_no_upload_no_result_and_no_prepared_mac
     assert await rig.ended("ended", 1) == result
     await rig.ended("runs", 12)
     await rig.service.prepared(1)
-    assert rig.machines() == [waits]
+    await rig.until(lambda: rig.machines() == [waits])
     await rig.add("next", 1)
     await rig.ended("next", 1)
     assert await rig.ended("ended", 1) == result
     assert [(job["retries"], dispatched(job)) for job in (await rig.jobs(1)).values()] == [(0, 1)] * 3
     assert rig.begun() == ["ended", "next", "runs"]
+    await rig.until(lambda: len(rig.machines()) == 1 and waits not in rig.machines())
     await rig.service.prepared(1)
-    assert waits not in rig.machines()
 
 
 async def test_history_counts_its_days_by_this_clock(rig: Rig, clock: Clock) -> None:
@@ -72,7 +72,7 @@ async def test_history_counts_its_days_by_this_clock(rig: Rig, clock: Clock) -> 
     await rig.ended("two", 1)
     assert await rig.ended("one", 1) == result
     clock.set(4 * DAY_S)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(await rig.jobs(1)) == 2:
             await asyncio.sleep(0.05)
     assert (await rig.service.json("GET", "/poll/test/one/one"))["statusMsg"] == "Output file not found"

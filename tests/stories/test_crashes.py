@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from support.engine import Engine
-from support.service import Service
+from support.service import PATIENCE_S, Service
 from tango_async.vmms.docker import INSTALL
 
 COUNTED = b"autograde:\n\t@for i in 1 2 3 4 5 6 7 8; do echo tick $$i; sleep 0.25; done\n"
@@ -16,7 +16,7 @@ TICKS = "".join(f"tick {i}\n" for i in range(1, 9))
 
 async def running(service: Service, number: int) -> None:
     """Until so many jobs show output."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             jobs = (await service.json("GET", "/jobs/test/0/"))["jobs"]
             ids = [job["id"] for job in jobs if job["assigned"]]
@@ -34,7 +34,7 @@ async def machines_left(service: Service, wanted: int) -> None:
         if "DOCKER_HOST" in service.environment
         else None
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             if docker is None:
                 number = len(list((place / "machines").glob("*")))

@@ -10,7 +10,7 @@ import pytest
 
 from stories.conftest import dispatched
 from support.engine import PrivateEngine
-from support.service import Service
+from support.service import PATIENCE_S, Service
 
 COUNTED = b"autograde:\n\t@for i in 1 2 3 4 5 6 7 8; do echo tick $$i; sleep 0.3; done\n"
 ENDED = "Autodriver: Job exited with status 0\n" + "".join(f"tick {i}\n" for i in range(1, 9))
@@ -53,7 +53,7 @@ async def test_a_host_whose_engine_hangs_claims_nothing_and_spends_no_retry(
     await service.upload("lab", {"Makefile": COUNTED})
     engine.send(signal.SIGSTOP)
     await service.add("lab", ["Makefile"], "one")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while "no job is claimed until the engine is well" not in dispatcher.said():
             await asyncio.sleep(0.05)
     waits = await service.add("lab", ["Makefile"], "two")
@@ -74,7 +74,7 @@ async def test_a_job_outlives_its_engine_and_ends_once_with_its_whole_output(
     await service.run("tango-dispatcher")
     await service.upload("lab", {"Makefile": COUNTED})
     job_id = await service.add("lab", ["Makefile"], "one")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while "tick 2" not in (await service.json("GET", f"/getPartialOutput/test/{job_id}/"))["output"]:
             await asyncio.sleep(0.05)
     await asyncio.to_thread(engine.kill)

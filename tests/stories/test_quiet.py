@@ -6,13 +6,14 @@ import asyncio
 import json
 import os
 import re
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.service import Process, Service
+from support.service import PATIENCE_S, Process, Service
 
 CORES = sorted(os.sched_getaffinity(0))
 
@@ -36,7 +37,7 @@ child = os.fork()
 if child == 0:
     sys.exit(0 if cores() == (moved[-1] if moved else at_first) else 1)
 child = os.waitpid(child, 0)[1]
-seen = set()
+seen = {ran_on()}
 while time.time() < begun + %(seconds)s:
     seen.add(ran_on())
 times = [begun, time.time()]
@@ -84,7 +85,8 @@ def threads(process: Process) -> set[str]:
     """The lists of cores that a process's threads may use."""
     found = set()
     for status in Path(f"/proc/{process.popen.pid}/task").glob("*/status"):
-        found |= set(re.findall(r"Cpus_allowed_list:\s*(\S+)", status.read_text()))
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread may have ended
+            found |= set(re.findall(r"Cpus_allowed_list:\s*(\S+)", status.read_text()))
     return found
 
 
@@ -119,7 +121,7 @@ async def test_quiet_jobs_take_turns_also_over_the_death_of_their_dispatcher(
     dispatcher = await service.run("tango-dispatcher")
     for name in ("one", "two", "three"):
         await add(service, name, 1.5, quiet=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not any(job["vm"]["id"] for job in (await service.json("GET", "/jobs/test/0/"))["jobs"]):
             await asyncio.sleep(0.02)
     dispatcher.kill()

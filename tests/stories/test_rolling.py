@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from dataclasses import dataclass, field
 from itertools import cycle
 
 import aiohttp
 
 from stories.conftest import Rig, dispatched
-from support.service import addjob
+from support.places import own_port
+from support.service import PATIENCE_S, addjob
 
 TRIES, PAUSE_S = 4, 0.5
 """Autolab's client repeats three times; it pauses for 2 s, which is more than a restart takes."""
@@ -19,15 +19,9 @@ TRIES, PAUSE_S = 4, 0.5
 TICKS = "".join(f"tick {i}\n" for i in range(1, 4))
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
-
-
 @dataclass
 class Autolab:
-    """Submits without a pause, by turns to each server; repeats what fails, as Autolab does."""
+    """Submits without a pause, by turns to each server; repeats what fails with the next one, as Autolab does."""
 
     urls: list[str]
     added: list[int] = field(default_factory=list)
@@ -35,15 +29,17 @@ class Autolab:
     repeats: int = 0
 
     def __post_init__(self) -> None:
-        self._next = cycle(self.urls)
+        self._first = cycle(range(len(self.urls)))
 
     async def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[str, bytes]:
         """(content type, body)."""
+        first = next(self._first)
         for tries_left in reversed(range(TRIES)):
+            url = self.urls[(first + tries_left) % len(self.urls)]
             try:
                 async with (
                     aiohttp.ClientSession(headers={"Connection": "close"} | headers) as session,
-                    session.request(method, next(self._next) + path, data=body) as answer,
+                    session.request(method, url + path, data=body) as answer,
                 ):
                     got = answer.content_type, await answer.read()
                     if answer.status == 200:
@@ -61,7 +57,7 @@ class Autolab:
         await self.ask("POST", f"/upload/test/{name}/", makefile.encode(), Filename="Makefile")
         _, answer = await self.ask("POST", f"/addJob/test/{name}/", addjob(name, ["Makefile"], "out"))
         self.added.append(json.loads(answer)["jobId"])
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while (got := await self.ask("GET", f"/poll/test/{name}/out/"))[0] == "application/json":
                 await asyncio.sleep(0.05)
         self.feedbacks.append(got[1].decode())
@@ -74,8 +70,8 @@ class Autolab:
 
 
 async def test_no_restart_is_noticed_under_load(rig: Rig) -> None:
-    rig.service.environment |= {"TANGO_SLOTS": "2"}
-    ports = [str(free_port()), str(free_port())]
+    rig.service.environment |= {"TANGO_SLOTS": "2", "TANGO_DISPATCHER_ADOPT_GRACE_S": "60"}
+    ports = [str(own_port()), str(own_port())]
     parts = [("tango-http", {"TANGO_PORT": port}) for port in ports] + [("tango-dispatcher", {})] * 2
     running = [await rig.service.run(name, **environment) for name, environment in parts]
     autolab, done = Autolab([f"http://127.0.0.1:{port}" for port in ports]), asyncio.Event()

@@ -12,7 +12,7 @@ import pytest
 from conftest import absent
 from stories.conftest import Receiver
 from support.redis_fleet import PROGRAM, Watched
-from support.service import Service, addjob
+from support.service import PATIENCE_S, Service, addjob
 
 SHORT = b"autograde:\n\t@echo begun | tee -a /starts\n"
 LONG = b"autograde:\n\t@echo begun | tee -a /starts; until grep -q go /starts; do sleep 0.1; done; echo over\n"
@@ -32,14 +32,14 @@ def watched(tmp_path: Path, environment: dict[str, str]) -> Iterator[Watched]:
 
 
 async def delivered(service: Service, job_id: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await service.json("GET", f"/callbacks/test/{job_id}/"))["callbacks"][0]["state"] != "delivered":
             await asyncio.sleep(0.02)
 
 
 async def add_patiently(service: Service, lab: str, url: str) -> int:
     """As Autolab does: again, until it is not 503."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             body = addjob(lab, ["Makefile"], lab, callback_url=url)
             status, _, answer = await service.call("POST", f"/addJob/test/{lab}/", data=body)
@@ -65,7 +65,7 @@ async def test_a_killed_master_costs_no_upload_no_result_and_no_order_and_a_call
     runs = await add("runs", LONG)
     receiver.well = False
     twice = await add("twice", SHORT)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not receiver.refused or starts.read_text().count("begun") < 3:
             await asyncio.sleep(0.02)
     await asyncio.to_thread(watched.replicated)

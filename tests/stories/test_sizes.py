@@ -35,7 +35,7 @@ async def test_memory_processes_and_files_are_what_the_job_asked_for(running: Se
     if vmms == "localDocker" or GROUPS:
         small = await grade(running, "small", fill, vm={"memory": 40})
         assert "Autodriver: Job ran out of memory\n" in small
-    children = "for i in $$(seq 30); do sleep 5 & done; echo started"
+    children = "for i in $$(seq 30); do sleep 60 & done; echo started"
     assert "started" in await grade(running, "many", children, limits={"processes": 60})
     few = await grade(running, "few", children, limits={"processes": 12})
     assert "started" not in few and "exited with status 0" not in few

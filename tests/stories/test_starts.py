@@ -13,7 +13,7 @@ from stories.conftest import Rig
 from support.engine import PrivateEngine
 from support.notify import Listener, start
 from support.redis_server import RedisServer
-from support.service import Process, Service, addjob
+from support.service import PATIENCE_S, Process, Service, addjob
 
 QUICK = {"Makefile": b"autograde:\n\t@echo ran\n"}
 
@@ -29,7 +29,7 @@ async def hears_that_it_waits(listener: Listener, *, times: int) -> str:
     """What for. systemd grants its start more time with each, and hears of no readiness."""
     status = ""
     for _ in range(times):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             message = await listener.next()
         granted = [int(word.removeprefix("EXTEND_TIMEOUT_USEC=")) for word in message if word.startswith("EXTEND")]
         assert granted and granted[0] > 30_000_000 and "READY=1" not in message, message
@@ -147,7 +147,7 @@ async def test_one_that_waits_stops_at_once_when_it_is_told_to(
 ) -> None:
     process = start(service, tmp_path, name)
     await hears_that_it_waits(listener, times=1)
-    assert await process.stop(within_s=8) == 0
+    assert await process.stop() == 0
     assert not [message for message in listener.drain() if "READY=1" in message]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from stories.conftest import Receiver
 from support import backends
-from support.service import Service
+from support.service import PATIENCE_S, Service
 from support.tashi import ClusterManager
 
 TICKS = "autograde:\n\t@for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo tick $$i; sleep 0.25; done\n"
@@ -31,14 +31,14 @@ async def add(service: Service, name: str, makefile: str, **fields: object) -> i
 
 
 async def running(service: Service, job_id: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while "tick" not in (await service.json("GET", f"/getPartialOutput/test/{job_id}/"))["output"]:
             await asyncio.sleep(0.05)
 
 
 async def instances(manager: ClusterManager, number: int) -> None:
     """Until there are so many."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(manager.vms) != number or len(manager.instances) != number:
             await asyncio.sleep(0.05)
 
@@ -93,7 +93,7 @@ async def test_machines_that_wait_are_used_and_go_with_their_dispatcher(
     waited = set(manager.vms)
     await add(on_tashi, "hello", "autograde:\n\t@echo hello\n")
     assert (await on_tashi.poll("hello", "out.txt")).endswith("hello\n")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(waited & manager.vms.keys()) != 1 or len(manager.vms) != 2:
             await asyncio.sleep(0.05)
     await dispatcher.stop()
