@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 from support.engine import Engine
@@ -54,7 +55,7 @@ async def test_jobs_run_on_when_their_dispatcher_is_killed_and_are_followed_by_t
     dispatcher = await service.run("tango-dispatcher")
     await service.upload("lab", {"Makefile": COUNTED})
     for i in range(5):
-        await service.add("lab", ["Makefile"], f"{i}.txt", timeout=10)
+        await service.add("lab", ["Makefile"], f"{i}.txt", timeout=60)
     await running(service, 3)
     dispatcher.kill()
     await service.run("tango-dispatcher")
@@ -107,13 +108,13 @@ async def test_what_a_killed_dispatcher_left_is_removed_by_another_though_nobody
     await machines_left(service, 2)
     other = await service.run("tango-dispatcher", TANGO_SLOTS="1")
     lost.kill()
-    await machines_left(service, 1)
-    # What runs may still be adopted; it is removed when its job runs elsewhere.
-    job = (await service.json("GET", "/jobs/test/0/"))["jobs"][0]
-    assert (job["id"], job["retries"], other.said().count("of a dead dispatcher")) == (job_id, 0, 1)
     await machines_left(service, 0)
-    job = (await service.json("GET", "/jobs/test/0/"))["jobs"][0]
-    assert (job["id"], job["retries"], other.said().count("of a dead dispatcher")) == (job_id, 1, 2)
+    # What runs may still be adopted; it is removed when its job runs elsewhere.
+    removed, again = "machine of a dead dispatcher", f"job {job_id} queued again"
+    told = re.findall(r"machine (\S+) of a dead dispatcher|job \d+ was held by no living dispatcher", other.said())
+    assert [removed if machine else again for machine in dict.fromkeys(told)] == [removed, again, removed]
+    (job,) = (await service.json("GET", "/jobs/test/0/"))["jobs"]
+    assert (job["id"], job["retries"]) == (job_id, 1)
     await service.json("POST", f"/cancel/test/{job_id}/")
     await service.poll("lab", "runs.txt")
 
@@ -133,7 +134,9 @@ async def test_a_dispatcher_that_comes_back_finds_its_place_while_others_look_th
     lost.kill()
     await asyncio.sleep(0.5)
     back = await service.run("tango-dispatcher")
-    assert "adopted on machine" in back.said()
+    async with asyncio.timeout(PATIENCE_S):
+        while "adopted on machine" not in back.said():
+            await asyncio.sleep(0.05)
     await service.json("POST", f"/cancel/test/{job_id}/")
     await service.poll("lab", "0.txt")
     assert [job["retries"] for job in (await service.json("GET", "/jobs/test/1/"))["jobs"]] == [0]

@@ -158,14 +158,20 @@ async def test_a_pool_keeps_its_least_never_has_more_than_its_most_and_outlasts_
 ) -> None:
     config = tmp_path / "tango.toml"
     config.write_text(POOLS)
+    gate = tmp_path / "gate"
+    gate.touch()
+    cloud.shared[gate] = "/gate"
     dispatcher = await on_ec2.run("tango-dispatcher", TANGO_CONFIG=str(config), TANGO_SLOTS="5")
     await instances(cloud, 1, set())
     for number in range(5):
-        await add(on_ec2, f"busy{number}", TICKS + "\t@uname -n\n")
+        await add(on_ec2, f"busy{number}", "autograde:\n\t@until [ -s /gate ]; do sleep 0.05; done; uname -n\n")
     most = 0
-    while not (await on_ec2.json("GET", "/jobs/test/1/"))["jobs"]:
-        most = max(most, len(await cloud.living()))
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(PATIENCE_S):
+        while len((await on_ec2.json("GET", "/jobs/test/1/"))["jobs"]) < 5:
+            most = max(most, len(await cloud.living()))
+            if most == 3:
+                gate.write_text("go\n")
+            await asyncio.sleep(0.05)
     assert most == 3, "one for each job that was claimed, and no more than max"
     used = {(await on_ec2.poll(f"busy{number}", "out.txt")).split()[-1] for number in range(5)}
     assert len(used) == 5

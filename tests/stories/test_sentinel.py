@@ -75,7 +75,7 @@ async def test_a_killed_master_costs_no_upload_no_result_and_no_order_and_a_call
     results = {name: await service.poll(name, name) for name in ("once", "twice")}
     assert [results[name] for name in ("once", "twice")] == receiver.came
     first = watched.master()
-    watched.servers[first].kill()
+    await asyncio.to_thread(watched.lose_master)
     await service.upload("late", {"Makefile": SHORT})
     late = await add_patiently(service, "late", receiver.url)
     assert watched.master() != first and late > max(once, runs, twice)

@@ -89,12 +89,19 @@ class Watched:
         self.until(lambda: self.ask(other, "INFO", "replication")["slave_repl_offset"] >= offset)
 
     def part(self) -> None:
-        """The replica hears no more of its master, and keeps what it has. Sentinel takes it for some 5 s after that."""
+        """The replica hears no more of its master, and keeps what it has; Sentinel does not mind for ten minutes."""
         master = self.master()
         (other,) = self.servers.keys() - {master}
+        for port in self.ports:
+            self.ask(port, "SENTINEL", "SET", "tango", "down-after-milliseconds", "60000")
         self.ask(other, "CONFIG", "SET", "masterauth", "wrong")
         self.ask(master, "CLIENT", "KILL", "TYPE", "replica")
         self.until(lambda: self.ask(other, "INFO", "replication")["master_link_status"] == "down")
+
+    def lose_master(self) -> None:
+        """Kills it, and has Sentinel promote the replica, which is asked for since it would be late to notice."""
+        self.servers[self.master()].kill()
+        self.until(lambda: self.ask(self.ports[0], "SENTINEL", "FAILOVER", "tango"))
 
     def _sentinel(self, port: int, master: int, quorum: int) -> subprocess.Popen[bytes]:
         file = self.directory / f"sentinel-{port}.conf"
