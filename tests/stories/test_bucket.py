@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -19,7 +20,7 @@ from support.s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, make_buc
 from support.service import PATIENCE_S, Process, Service, addjob
 
 SAYS_ALL = b"autograde:\n\t@cat hello; md5sum <big | cut -c 1-32; echo done\n"
-SLOW = b"autograde:\n\t@echo begun; sleep 4; echo ended\n"
+HELD = b"autograde:\n\t@echo begun; until [ -s /starts ]; do sleep 0.05; done; echo ended\n"
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Hosts:
 
 
 @pytest.fixture
-async def hosts(service: Service, sandbox: None, s3_server: S3Server) -> Hosts:
+async def hosts(service: Service, starts: Path, s3_server: S3Server) -> Hosts:
     await make_bucket(s3_server)
     prefix = uuid4().hex
     service.environment |= {
@@ -120,7 +121,9 @@ async def test_of_an_upload_whose_server_is_killed_nothing_is_seen(hosts: Hosts,
 
     upload = asyncio.create_task(service.call("POST", "/upload/test/lab/", data=body(), headers={"Filename": "a"}))
     await sent.wait()
-    await asyncio.sleep(1)
+    async with asyncio.timeout(PATIENCE_S), raw_client(s3_server) as client:
+        while not (await client.list_multipart_uploads(Bucket=BUCKET)).get("Uploads"):
+            await asyncio.sleep(0.05)
     server.kill()
     with pytest.raises(ClientError):
         await upload
@@ -141,7 +144,9 @@ async def line(hosts: Hosts, s3_server: S3Server) -> AsyncIterator[S3Proxy]:
 async def test_a_service_waits_for_a_bucket_that_is_away_at_its_start(hosts: Hosts, line: S3Proxy) -> None:
     line.fault = hang_up
     starting = [asyncio.create_task(hosts.http()), asyncio.create_task(hosts.dispatcher())]
-    await asyncio.sleep(3)
+    async with asyncio.timeout(PATIENCE_S):
+        while ["waiting:" in process.said() for process in hosts.service.processes] != [True, True]:
+            await asyncio.sleep(0.05)
     assert not any(task.done() for task in starting)
     line.fault = None
     await asyncio.gather(*starting)
@@ -158,16 +163,17 @@ async def test_a_wrong_setting_ends_a_service_with_its_name(hosts: Hosts) -> Non
     assert [process.popen.wait(PATIENCE_S) for process in hosts.service.processes] == [2, 2]
 
 
-async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(hosts: Hosts, line: S3Proxy) -> None:
+async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(
+    hosts: Hosts, line: S3Proxy, starts: Path
+) -> None:
     service = hosts.service
     service.environment |= {"TANGO_SLOTS": "1", "TANGO_DISPATCHER_UPKEEP_S": "0.5"}
     await hosts.http()
-    await hosts.dispatcher()
-    await service.upload("lab", {"Makefile": SLOW})
-    for n in range(2):
-        await service.add("lab", ["Makefile"], f"{n}.txt")
+    dispatcher = await hosts.dispatcher()
+    await service.upload("lab", {"Makefile": HELD})
+    first, _ = [await service.add("lab", ["Makefile"], f"{n}.txt") for n in range(2)]
     async with asyncio.timeout(PATIENCE_S):
-        while not any(job["assigned"] for job in (await service.json("GET", "/jobs/test/0/"))["jobs"]):
+        while "begun" not in (await service.json("GET", f"/getPartialOutput/test/{first}/"))["output"]:
             await asyncio.sleep(0.05)
     line.fault = hang_up
     status, kind, body = await service.call("POST", "/upload/test/lab/", data=b"x", headers={"Filename": "a"})
@@ -176,7 +182,10 @@ async def test_while_the_bucket_is_away_uploads_are_refused_and_no_job_is_lost(h
     assert (await service.call("GET", "/readyz"))[0] == 503
     await service.prealloc(2)
     await service.prepared(2)
-    await asyncio.sleep(4)  # the first job has ended meanwhile
+    starts.write_text("go\n")
+    async with asyncio.timeout(PATIENCE_S):
+        while "cannot be stored, trying again" not in dispatcher.said():
+            await asyncio.sleep(0.05)
     line.fault = None
     for n in range(2):
         assert (await service.poll("lab", f"{n}.txt")).endswith("begun\nended\n")
@@ -192,7 +201,7 @@ async def test_a_job_whose_id_a_bucket_could_not_note_is_refused_and_is_the_same
 
     service = hosts.service
     await hosts.http()
-    await service.upload("lab", {"Makefile": SLOW})
+    await service.upload("lab", {"Makefile": HELD})
     line.fault = lose_marks
     status, _, body = await service.call("POST", "/addJob/test/lab/", data=addjob("lab", ["Makefile"], "out.txt"))
     assert (status, json.loads(body)["statusMsg"]) == (503, "The file store cannot be reached; try again soon")
