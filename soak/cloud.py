@@ -7,7 +7,7 @@ import fcntl
 import os
 import random
 from collections.abc import Awaitable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -235,7 +235,7 @@ class Instances:
         """The names of the places in which a dispatcher lives."""
         found = []
         for lock in self._state.glob("*/*/lock"):
-            with lock.open() as file:
+            with suppress(FileNotFoundError), lock.open() as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -244,9 +244,16 @@ class Instances:
 
     def _secrets(self) -> list[str]:
         """Files of dispatchers' places and logs that hold what a job brought."""
-        files = [path for root in (self._state, self._logs) for path in root.rglob("*") if path.is_file()]
-        secret = JOBS_SECRET.encode()
-        return [f"a job's secret in {os.path.relpath(f, self._state)}" for f in files if secret in f.read_bytes()]
+        walks = (step for root in (self._state, self._logs) for step in os.walk(root))
+        files = [Path(folder, name) for folder, _, names in walks for name in names]
+        return [f"a job's secret in {os.path.relpath(f, self._state)}" for f in files if _holds(f, JOBS_SECRET)]
+
+
+def _holds(file: Path, text: str) -> bool:
+    """False for a file that is gone, and for what is none."""
+    with suppress(OSError):
+        return file.is_file() and text.encode() in file.read_bytes()
+    return False
 
 
 def _tags(one: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import ClassVar
 
@@ -96,10 +98,11 @@ class Dockers:
 
     async def _remove(self, number: int, container: str) -> bool:
         engine = self._engines[number]
-        if not await asyncio.to_thread(engine.answers):
-            return False
-        await asyncio.to_thread(engine.remove, container)
-        return True
+        with suppress(HTTPException):  # it was killed meanwhile
+            if await asyncio.to_thread(engine.answers):
+                await asyncio.to_thread(engine.remove, container)
+                return True
+        return False
 
     async def strays(self) -> list[str]:
         return [f"container {name[:12]}" for engine in self._engines for name in engine.containers()]

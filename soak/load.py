@@ -22,7 +22,7 @@ from stage import Stage
 
 TRIES = 4
 CLIENT_S = 30.0
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0
 """How long a user presses the button again when a submission was refused."""
 
 LONGEST_PAUSE_S = 5.0
@@ -44,7 +44,7 @@ class Submission:
     """Every answer."""
     sent: int = 0
     asked_at: float = 0.0
-    answered_at: float = 0.0
+    """When it was sent first, by the monotonic clock."""
     feedback: bytes = b""
     served: list[str] = field(default_factory=list)
     """The distinct feedbacks that poll gave, hashed; more than one is a job that ended twice."""
@@ -198,7 +198,7 @@ class Load:
         ).encode()
         for left in reversed(range(TRIES)):
             submission.sent += 1
-            submission.asked_at = time.monotonic()
+            submission.asked_at = submission.asked_at or time.monotonic()
             try:
                 answer = await self._json("POST", f"/addJob/{KEY}/{submission.lab}/", data=body)
             except (aiohttp.ClientError, TimeoutError, OSError):
@@ -208,7 +208,6 @@ class Load:
                 await asyncio.sleep(0.2)
             else:
                 submission.ids.append(int(answer["jobId"]))
-                submission.answered_at = time.monotonic()
                 return
 
     async def _cancel(self, submission: Submission) -> None:

@@ -19,6 +19,8 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +41,9 @@ from support.redis_server import server_programs  # noqa: E402
 
 INSIDE = "SOAK_INSIDE"
 DISK = Path("/var/tmp")
-DRAIN_S = 120.0
+DRAIN_S = 240.0
+SLACK_S = 45.0
+"""What a busy machine may take besides: for what a program was told to do, and its makers to notice that it ended."""
 LACKING = 3
 
 
@@ -95,10 +99,11 @@ async def soak(given: argparse.Namespace, directory: Path) -> bool:
         await load.poll_again()
         clock.over("recovered, and every callback delivered")
         seen = Evidence(stage, load, tormentor, recovery, await load.dead())
-        seen.strays = await _settled(stage)
+        settle_s = max(stage.store.settle_s, stage.backend.settle_s)
+        seen.strays = await _settled(partial(strays.all_of, stage), settle_s + SLACK_S)
         clock.over("nothing stray, or its time over")
         seen.exits = await stage.stop_services()
-        seen.strays["left after the stop"] = await strays.machines(stage)
+        seen.strays |= await _settled(partial(strays.left, stage), SLACK_S)
         found = rows(seen)
     finally:
         await stage.close()
@@ -133,11 +138,11 @@ async def _delivered(stage: Stage, load: Load) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _settled(stage: Stage) -> dict[str, list[str]]:
+async def _settled(look: Callable[[], Awaitable[dict[str, list[str]]]], within_s: float) -> dict[str, list[str]]:
     """What is left when everything has had its time to go."""
-    end = time.monotonic() + max(stage.store.settle_s, stage.backend.settle_s)
-    while any((found := await strays.all_of(stage)).values()) and time.monotonic() < end:
-        await asyncio.sleep(1.0)
+    end = time.monotonic() + within_s
+    while any((found := await look()).values()) and time.monotonic() < end:
+        await asyncio.sleep(0.5)
     return found
 
 

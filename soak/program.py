@@ -86,7 +86,7 @@ class Program:
                 self.is_ready.set()
             await asyncio.sleep(0.02)
 
-    async def until_ready(self, within_s: float = 30.0) -> None:
+    async def until_ready(self, within_s: float = 120.0) -> None:
         try:
             async with asyncio.timeout(within_s):
                 await self.is_ready.wait()
@@ -114,7 +114,7 @@ class Program:
         os.kill(pid, sig)
         return True
 
-    async def stop(self, within_s: float = 40.0) -> int | None:
+    async def stop(self, within_s: float = 120.0) -> int | None:
         """SIGTERM, for good; its exit status."""
         self._stopping = True
         self._allowed.set()
@@ -130,4 +130,4 @@ class Program:
                 await self._keeper
         if self._popen is None:
             return None
-        return self._popen.wait(5)
+        return self._popen.wait(60)

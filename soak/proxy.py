@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -19,9 +18,6 @@ class Proxy:
         self._dial = dial
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self.held: list[tuple[float, float]] = []
-        """From when to when nothing passed, by the monotonic clock."""
-        self._held_at = 0.0
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -46,13 +42,10 @@ class Proxy:
 
     def hold(self) -> None:
         """From now on connections are taken but nothing passes, as when a network goes silent."""
-        self._held_at = time.monotonic()
         self._flowing.clear()
 
     def release(self) -> None:
-        if not self._flowing.is_set():
-            self.held.append((self._held_at, time.monotonic()))
-            self._flowing.set()
+        self._flowing.set()
 
     async def begin(self, what: str) -> bool:
         """Cuts or holds."""

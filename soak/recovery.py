@@ -18,7 +18,7 @@ from stage import NEEDS_FILES, NEEDS_REDIS, Stage
 Works = Callable[[float], Awaitable[bool]]
 """Told when its part was back, by the monotonic clock."""
 
-LONGEST_S = 60.0
+LONGEST_S = 120.0
 LOOK_S = 0.05
 
 
@@ -106,7 +106,7 @@ class Recovery:
             targets = (link.readlink() for link in Path(f"/proc/{dispatcher.pid}/fd").iterdir())
             lock = next(t for t in targets if t.name == "lock" and t.is_relative_to(self._stage.state))
             install = (lock.parent / "install").read_text().strip()
-            async with asyncio.timeout(0.3):
+            async with asyncio.timeout(1.0):
                 packed = await self._stage.witness.hget(f"{PREFIX}dispatchers", install)
             return str(msgpack.unpackb(packed)["instance"]) if packed else None
         return None

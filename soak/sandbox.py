@@ -14,6 +14,8 @@ from count import Starts
 from plan import Part, Wishes
 from settings import JOBS_PER_S, SETTLE_S
 
+from support.places import own_uids
+
 
 class Sandboxes:
     """A Backend."""
@@ -27,7 +29,7 @@ class Sandboxes:
     def __init__(self, directory: Path, state: Path, starts: Starts) -> None:
         self._state = state
         self._starts = starts
-        self._uid = 64_200 + os.getpid() % 1000
+        self._uid = own_uids()
         self.parts: Mapping[str, Part] = {}
         self.away: list[tuple[float, float]] = []
         self.lost: set[str] = set()
@@ -59,7 +61,7 @@ class Sandboxes:
         found = []
         for process in Path("/proc").iterdir():
             with suppress(OSError):
-                if process.name.isdigit() and 0 <= process.stat().st_uid - self._uid < 128:
+                if process.name.isdigit() and 0 <= process.stat().st_uid - self._uid < 1000:
                     command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     found += [f"process {process.name}: {command[:100]}"] if command else []
         return found

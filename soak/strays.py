@@ -77,5 +77,10 @@ def _keepers(stage: Stage) -> list[str]:
     return found
 
 
+async def left(stage: Stage) -> dict[str, list[str]]:
+    """When the services have stopped."""
+    return {"left after the stop": await machines(stage)}
+
+
 async def all_of(stage: Stage) -> dict[str, list[str]]:
     return {"keys": await keys(stage), "files": await files(stage), "machines": await machines(stage)}
