@@ -19,7 +19,7 @@ OTHER = "other_image"
 def host(bench: Bench) -> Bench:
     """Two images, three faults, and a try soon."""
     bench.engine.images.append(OTHER)
-    bench.change(pause_after_faults=3, try_again_s=0.3, lease_s=0.6, job_retries=0)
+    bench.change(pause_after_faults=3, try_again_s=0.1, job_retries=0)
     return bench
 
 
@@ -32,7 +32,7 @@ async def record_of(bench: Bench) -> DispatcherRecord:
     return record
 
 
-async def shut_of(bench: Bench, *names: str, within_s: float = 10.0) -> DispatcherRecord:
+async def shut_of(bench: Bench, *names: str, within_s: float = 60.0) -> DispatcherRecord:
     """The record, when it tells that exactly these are shut."""
     async with asyncio.timeout(within_s):
         while True:

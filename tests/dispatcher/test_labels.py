@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -28,13 +27,12 @@ async def test_a_job_waits_for_a_host_that_has_what_it_requires(bench: Bench) ->
     await bench.until(waiting)
 
 
-async def test_a_class_that_was_never_seen_is_noticed_at_once(bench: Bench) -> None:
+async def test_a_class_that_was_never_seen_is_noticed_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tango_async.dispatcher.claiming.LISTEN_S", 600.0)  # who listens is told of it
     bench.change(labels=("avx512", "fpga"))
     await bench.start()
     for labels in (("avx512",), ("fpga",), ("avx512", "fpga")):
-        began = time.monotonic()
         await bench.grade("exit 0", requires=labels)
-        assert time.monotonic() - began < 1.5
 
 
 async def test_only_jobs_that_require_a_gpu_have_one(bench: Bench) -> None:

@@ -14,7 +14,7 @@ async def record(bench: Bench) -> DispatcherRecord:
 
 
 async def until_record(bench: Bench, **fields: object) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             found = await record(bench)
             if all(getattr(found, name) == value for name, value in fields.items()):
@@ -24,20 +24,21 @@ async def until_record(bench: Bench, **fields: object) -> None:
 
 async def started(bench: Bench) -> None:
     """With beats so rare that only the bell can be why an order is heard."""
-    bench.change(lease_s=300.0, adopt_grace_s=300.0)
+    bench.beat_s = 300.0
     await bench.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await bench.queue.dispatchers():
             await asyncio.sleep(0.01)
 
 
 async def test_a_paused_dispatcher_finishes_what_it_has_and_claims_nothing(bench: Bench) -> None:
     await started(bench)
-    first = await bench.add("sleep 0.5\nexit 0")
+    first = await bench.add("wait\nexit 0")
     await bench.until(first, JobState.RUNNING)
     assert await bench.queue.pause("install", True)
     await until_record(bench, paused=True)
     second = await bench.add("exit 0")
+    bench.engine.go.set()
     assert (await bench.until(first)).verdict is Verdict.SUCCESS
     await asyncio.sleep(0.3)
     await bench.until(second, JobState.QUEUED)
@@ -84,11 +85,12 @@ async def test_more_slots_start_claims_at_once_and_fewer_end_no_job(bench: Bench
 async def test_a_job_that_is_adopted_by_a_paused_dispatcher_runs_on(bench: Bench) -> None:
     bench.change(grace_s=0.1)
     await bench.start()
-    job_id = await bench.add("sleep 1\nsay two\nexit 0")
+    job_id = await bench.add("wait\nsay two\nexit 0")
     await bench.until_true(lambda: bench.engine.starts == 1)
     await bench.queue.pause("install", True)
     await bench.finish()
     bench.change(grace_s=5.0)
     await bench.start()
+    bench.engine.go.set()
     job = await bench.until(job_id)
     assert (job.verdict, job.retries, bench.engine.starts) == (Verdict.SUCCESS, 0, 1)

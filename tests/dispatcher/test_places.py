@@ -27,7 +27,10 @@ async def test_the_first_place_that_nobody_has_is_taken(tmp_path: Path) -> None:
         assert await take(tmp_path, two) == "0"
 
 
-async def test_a_place_that_is_only_looked_through_is_waited_for(tmp_path: Path) -> None:
+async def test_a_place_that_is_only_looked_through_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "_PATIENCE_S", 600.0)
     async with AsyncExitStack() as stack:
         assert await take(tmp_path, stack) == "0"
     async with AsyncExitStack() as stack:

@@ -12,7 +12,7 @@ from tango_async.queue.redis import Queue
 
 @pytest.fixture
 async def queue(settings: Settings) -> AsyncIterator[Queue]:
-    queue = Queue(settings)
+    queue = Queue(settings, timeout_s=30.0)
     await queue.open()
     yield queue
     await queue.close()

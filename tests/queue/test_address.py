@@ -47,7 +47,7 @@ async def round_trip(settings: Settings) -> int:
     queue, bells = Queue(settings), Bells(settings)
     try:
         await queue.open()
-        heard = asyncio.create_task(bells.wait_classes(["autograding_image"], 5))
+        heard = asyncio.create_task(bells.wait_classes(["autograding_image"], 60))
         await asyncio.sleep(0.05)
         added = await queue.add(spec(callback_url="http://h/"), fingerprint=uuid4().hex)
         assert await heard

@@ -28,7 +28,7 @@ async def test_a_loop_that_asks_redis_ends_when_it_is_cancelled_at_whatever_mome
         task = asyncio.create_task(ask_for_ever())
         await asyncio.sleep(chance.uniform(0, 0.002))
         task.cancel()
-        done, _ = await asyncio.wait([task], timeout=1.0)
+        done, _ = await asyncio.wait([task], timeout=60)
         assert done
 
 

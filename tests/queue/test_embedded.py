@@ -75,7 +75,7 @@ async def start() -> AsyncIterator[Start]:
 
 async def ask(url: str, *command: str | int) -> object:
     """One command, repeated until the server is there."""
-    async with Redis.from_url(url, retry=Retry(ConstantBackoff(0.05), 200), socket_timeout=5) as redis:
+    async with Redis.from_url(url, retry=Retry(ConstantBackoff(0.05), 1200), socket_timeout=60) as redis:
         return await redis.execute_command(*command)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from uuid import uuid4
 
 import pytest
@@ -84,16 +83,16 @@ async def test_a_job_wakes_a_host_that_has_all_it_requires_and_no_other(settings
     for offered in (("avx512", "gpu"), ("avx512",)):  # as dispatchers do before they listen
         assert await claimed(queue, offer(*offered)) is None
     waits = [
-        asyncio.create_task(bells.wait_classes([offer(*labels)], 2.0))
+        asyncio.create_task(bells.wait_classes([offer(*labels)], 600))
         for bells, labels in ((both, ("avx512", "gpu")), (other, ("avx512",)))
     ]
     await asyncio.sleep(0.1)
-    began = time.monotonic()
-    await add(queue, "gpu")
-    assert await waits[0] and time.monotonic() - began < 1.0
-    assert not waits[1].done()
-    await add(queue)
-    assert await waits[1] and time.monotonic() - began < 1.5
+    async with asyncio.timeout(60):
+        await add(queue, "gpu")
+        assert await waits[0]
+        assert not waits[1].done()
+        await add(queue)
+        assert await waits[1]
     await asyncio.gather(both.close(), other.close())
 
 

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from support.jobs import claim_one, spec
 from tango_async.config import Settings
 from tango_async.model import CallbackState, Verdict
+from tango_async.queue import outbox
 from tango_async.queue.history import Retired
 from tango_async.queue.outbox import Resent
 from tango_async.queue.redis import Queue
 
 URL = "http://127.0.0.1/cb"
+
+
+@pytest.fixture(autouse=True)
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two looks may lie far apart without the clock having been set."""
+    monkeypatch.setattr(outbox, "MOST_PAUSE_S", 600.0)
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return msgspec.structs.replace(settings, callbacks=msgspec.structs.replace(settings.callbacks, min_age_s=60.0))
 
 
 async def add(queue: Queue, **changes: object) -> int:
@@ -61,15 +74,15 @@ async def clock_moves(queue: Queue, s: float) -> None:
 
 async def test_a_clock_that_is_set_back_delays_no_callback_by_as_much(queue: Queue) -> None:
     overdue, soon, later = [await ended(queue) for _ in range(3)]
-    await due_in(queue, soon, 20)
+    await due_in(queue, soon, 300)
     await due_in(queue, later, 600)
     await queue.reap()
     await clock_moves(queue, -3600)
-    assert (await queue.next_due_s() or 0) > 3590
+    assert (await queue.next_due_s() or 0) > 3000
     await queue.reap()
     listed = {one.id: one.due_ms - await queue.now_ms() for one in await queue.callbacks(10)}
     assert listed[overdue] <= 0
-    assert 0 < listed[soon] <= 20_000 < listed[later] <= 600_000
+    assert 0 < listed[soon] <= 300_000 < listed[later] <= 600_000
     assert [due.id for due in await queue.due(10, 60)] == [overdue]
 
 
@@ -77,7 +90,7 @@ async def test_a_clock_that_is_set_back_while_nobody_looks_delays_a_callback_by_
     await ended(queue)
     await clock_moves(queue, -3600)
     await queue.reap()
-    assert 700 < (await queue.next_due_s() or 0) <= 720
+    assert 600 < (await queue.next_due_s() or 0) <= 720
 
 
 async def test_no_wait_that_a_deliverer_can_ask_for_looks_like_a_clock_that_was_set_back(queue: Queue) -> None:
@@ -85,9 +98,9 @@ async def test_no_wait_that_a_deliverer_can_ask_for_looks_like_a_clock_that_was_
     await queue.due(1, 60)
     await queue.defer(job_id, "503", 7 * 86_400.0)
     due_s = await queue.next_due_s()
-    assert due_s is not None and 700 < due_s <= 720
+    assert due_s is not None and 600 < due_s <= 720
     await queue.reap()
-    assert abs((await queue.next_due_s() or 0) - due_s) < 5
+    assert due_s - 60 < (await queue.next_due_s() or 0) <= due_s
 
 
 async def test_a_clock_that_is_set_forward_makes_no_callback_too_young(queue: Queue, settings: Settings) -> None:
@@ -120,7 +133,7 @@ async def test_every_try_is_in_the_log(queue: Queue) -> None:
     assert record is not None
     assert [line.text for line in record.log] == ["503", "204"]
     assert (record.state, record.tries, record.due_ms) == (CallbackState.DELIVERED, 2, 0)
-    assert abs(record.log[0].at_ms - await queue.now_ms()) < 10_000
+    assert 0 <= await queue.now_ms() - record.log[0].at_ms < 600_000
 
 
 @pytest.mark.parametrize("said", ["two\nlines", "a|bar", "a\r\nb", "", "\ud800", "1|2\n3|4", "x" * 5000])
@@ -169,7 +182,7 @@ async def test_what_is_sent_again_has_the_whole_horizon(queue: Queue) -> None:
     await queue._server.command("HINCRBY", f"{queue._prefix}job:{job_id}", "ended_ms", -week_ms)
     assert (await queue.due(1, 0.0))[0].since_end_s > 86_400
     await queue.resend(job_id)
-    assert (await queue.due(1, 60))[0].since_end_s < 10
+    assert (await queue.due(1, 60))[0].since_end_s < 600
 
 
 async def test_only_what_has_ended_and_wants_a_callback_is_sent_again(queue: Queue) -> None:

@@ -1,6 +1,8 @@
 """A VMMS whose machines do what their Makefile says, word by word: for faults that no real one gives on cue.
 
-say TEXT · flood BYTES · sleep SECONDS · exit CODE · hang · timer · lose · unstarted · crash
+say TEXT · flood BYTES · sleep SECONDS · wait · exit CODE · hang · timer · lose · unstarted · crash
+
+`wait` is until the test lets the engine's jobs go: a job that sleeps instead may be over before the test has looked.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class FakeMachine:
         self.output += data
         self.grew.set()
 
-    async def do(self, script: str) -> None:
+    async def do(self, script: str, go: asyncio.Event) -> None:
         for line in script.splitlines():
             word, _, rest = line.partition(" ")
             match word:
@@ -43,6 +45,8 @@ class FakeMachine:
                         await asyncio.sleep(0)
                 case "sleep":
                     await asyncio.sleep(float(rest))
+                case "wait":
+                    await go.wait()
                 case "hang":
                     await asyncio.Event().wait()
                 case "exit":
@@ -78,7 +82,13 @@ class FakeEngine:
         self.loads = False
         self.slow_s = 0.0
         self.boot_s = 0.0
+        self.go = asyncio.Event()
+        """What `wait` waits for."""
+        self.may_make = asyncio.Event()
+        self.may_make.set()
         self.made = 0
+        self.refused = 0
+        """Calls while it was down."""
         self.starts = 0
         self.refuse_creation: list[Exception] = []
         self.broken: dict[str, str] = {}
@@ -90,10 +100,13 @@ class FakeVmms:
     """The driver. `starts` of the engine counts programs that were begun."""
 
     name = "fake"
+    OVERTIME_S = 0.2
 
     def __init__(self, engine: FakeEngine, *, adopt: bool = True) -> None:
         self.engine = engine
-        self.capabilities = Capabilities(adopt=adopt, prestart=True, load_images=engine.loads, image_ids=True)
+        self.capabilities = Capabilities(
+            adopt=adopt, prestart=True, load_images=engine.loads, image_ids=True, overtime_s=self.OVERTIME_S
+        )
 
     async def open(self) -> None:
         self._check()
@@ -103,6 +116,7 @@ class FakeVmms:
 
     def _check(self) -> None:
         if not self.engine.up:
+            self.engine.refused += 1
             raise VmmsUnavailable("the fake engine is down")
 
     async def get_images(self) -> list[str]:
@@ -128,6 +142,7 @@ class FakeVmms:
         machine = Machine(id=uuid4().hex, spec=spec, nonce=uuid4().hex, owner=owner)
         self.engine.machines[machine.id] = FakeMachine(machine)
         await asyncio.sleep(self.engine.slow_s)
+        await self.engine.may_make.wait()
         self.engine.made += 1
         if self.engine.refuse_creation:
             raise self.engine.refuse_creation.pop(0)
@@ -146,7 +161,7 @@ class FakeVmms:
         if fake is None:
             raise MachineLost("no such machine")
         self.engine.starts += 1
-        fake.task = asyncio.create_task(fake.do(sent["Makefile"].decode()))
+        fake.task = asyncio.create_task(fake.do(sent["Makefile"].decode(), self.engine.go))
 
     async def run_job(self, machine: Machine) -> Exit:
         if machine.id not in self.engine.machines:

@@ -15,7 +15,7 @@ from ..queue.bells import Bells
 from ..queue.redis import Queue
 from .offers import Offers
 from .pool import Pool
-from .waits import either, wake_on
+from .waits import either, end, wake_on
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Claiming:
                 if not filled or not all(filled):
                     await self._listen(stop)
         finally:
-            waker.cancel()
+            await end(waker)
 
     async def _claim(self, request: str, room: dict[str, int], most: int) -> int:
         """Answers the slots that what was claimed wants."""
@@ -84,7 +84,7 @@ class Claiming:
             log.warning("the queue's bells cannot be heard: %s", e)
             await either(asyncio.sleep(PAUSE_S), stop)
         finally:
-            waker.cancel()
+            await end(waker)
 
     async def close(self) -> None:
         await self._bells.close()

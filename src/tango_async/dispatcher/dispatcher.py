@@ -47,7 +47,7 @@ from .scale import Scale
 from .slots import Slots
 from .strays import Strays
 from .transfers import Transfers
-from .waits import either, wake_on
+from .waits import either, end, wake_on
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Dispatcher:
                     log.warning("leases cannot be extended: %s", e)
                     await either(asyncio.sleep(PAUSE_S), done)
         finally:
-            waker.cancel()
+            await end(waker)
 
     async def _beat_until(self, done: asyncio.Event) -> None:
         while not done.is_set():

@@ -33,3 +33,9 @@ async def wake_on(event: asyncio.Event, bells: Bells) -> None:
         with suppress(QueueUnavailable):
             await bells.wake()
         await asyncio.sleep(0.05)
+
+
+async def end(waker: asyncio.Task[None]) -> None:
+    """Not only told to end: a connection that it made later on nobody would close."""
+    waker.cancel()
+    await asyncio.wait([waker])
