@@ -144,7 +144,7 @@ async def tango(*arguments: object, url: str = "http://127.0.0.1:9", key: str = 
         env=environment, stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         output, errors = await process.communicate()
     assert b"Traceback" not in errors
     assert process.returncode is not None

@@ -156,7 +156,7 @@ async def test_a_running_job_is_ended_first(lab: Api) -> None:
     claim = await claim_one(lab.queue, instance="host#1")
     assert claim is not None
     erasing = asyncio.create_task(erase(lab))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await lab.queue.extend([(claim.id, claim.seq)]))[0] != "CANCEL":
             await asyncio.sleep(0.02)
     await lab.store.put_output(f"{job_id}.{claim.seq}.cancelled", b"what it said of " + ME.encode())

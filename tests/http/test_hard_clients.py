@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from support.api import Api, head, job, read_reply, serving
+from support.load import waited_s
+from tango_async.app import HTTP_TIMEOUT_S
 from tango_async.config import Settings
 
 MIB = 1024**2
@@ -87,7 +89,7 @@ async def test_an_upload_that_breaks_off_leaves_the_old_file_and_no_other(api: A
     assert (labs / "test-lab" / "hello.sh").read_bytes() == b"echo hello\n"
 
 
-async def wait_until(condition: object, within_s: float = 5.0) -> None:
+async def wait_until(condition: object, within_s: float = 60.0) -> None:
     assert callable(condition)
     async with asyncio.timeout(within_s):
         while not condition():
@@ -214,15 +216,15 @@ async def test_a_record_that_cannot_be_read_is_an_internal_error(api: Api) -> No
 
 @pytest.mark.parametrize("settings", [{"queue": {"url": "redis://127.0.0.1:1"}}], indirect=True)
 async def test_without_a_queue_the_client_hears_so_within_a_second(settings: Settings) -> None:
-    async with serving(settings) as api:
+    async with serving(settings, timeout_s=HTTP_TIMEOUT_S) as api:
         await api.ready_lab()
-        since = time.monotonic()
+        since = time.monotonic() - waited_s()
         for reply in (await api.add(), await api.get("/info/test/"), await api.get("/poll/test/lab/x")):
             assert (reply.status, reply.headers["retry-after"]) == (503, "5")
             assert reply.outcome == (-1, "The job queue cannot be reached; try again soon")
             # The queue is given up after 0.9 s; what is more is this machine's.
-            assert time.monotonic() - since < 2.0
-            since = time.monotonic()
+            assert time.monotonic() - waited_s() - since < 2.0
+            since = time.monotonic() - waited_s()
 
 
 async def test_a_client_that_gave_up_before_its_answer_does_not_count_as_answered(api: Api, settings: Settings) -> None:
@@ -233,7 +235,7 @@ async def test_a_client_that_gave_up_before_its_answer_does_not_count_as_answere
         writer.write(head("POST", "/addJob/test/lab/", "", len(body)) + body)
         await writer.drain()
         writer.transport.abort()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (await api.queue.counters()).get("job_requests") != 1:
             await asyncio.sleep(0.01)
     await api.end(b"x")
@@ -249,9 +251,9 @@ async def test_the_loop_is_free_while_much_is_uploaded_and_polled(api: Api) -> N
 
     async def tick() -> None:
         while True:
-            since = time.perf_counter()
+            since = time.perf_counter() - waited_s()
             await asyncio.sleep(0.005)
-            lags.append(time.perf_counter() - since - 0.005)
+            lags.append(time.perf_counter() - waited_s() - since - 0.005)
 
     ticking = asyncio.create_task(tick())
     path = "/poll/test/lab/student@example.edu_1_lab_autograde.txt"

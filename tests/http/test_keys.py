@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -183,7 +185,9 @@ async def test_a_limited_admin_reaches_its_own_only(api: Api) -> None:
     assert await listed(api, "test", 1) == [other]
 
 
-async def test_a_key_that_comes_too_often_is_told_to_wait(api: Api) -> None:
+async def test_a_key_that_comes_too_often_is_told_to_wait(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(keys_module, "time", SimpleNamespace(monotonic=lambda: now))
     replies = [await api.get("/info/slowkey/") for _ in range(5)]
     assert [reply.status for reply in replies] == [200, 200, 200, 429, 429]
     assert replies[-1].outcome == (-1, "Too many requests with this key; try again in 100 s")
@@ -232,6 +236,8 @@ async def test_a_broken_file_changes_nothing_and_is_told(
 
 
 def test_the_file_is_looked_at_once_a_second(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keys_module.LOOK_S == 1.0
+    monkeypatch.setattr(keys_module, "LOOK_S", 600.0)
     keys, looks = Keys((), file), 0
     real = Path.stat
 

@@ -145,7 +145,7 @@ async def build(api: Api, name: str = "group/img", header: str = "imageName", bo
 async def test_build_waits_for_a_dispatchers_verdict(api: Api, header: str) -> None:
     await api.publish(IMAGE, loads_images=True)
     building = asyncio.create_task(build(api, header=header))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while ("group/img", REF) not in await api.queue.build_orders():
             await asyncio.sleep(0.01)
     assert (await api.store.image(REF)).size == len(ARCHIVE)

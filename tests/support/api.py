@@ -152,9 +152,10 @@ def job(**changes: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[Api]:
+async def serving(settings: Settings, *, timeout_s: float = 60.0) -> AsyncIterator[Api]:
+    """`timeout_s`: how long the queue may take; a service gives it less, but the machine may be a slow one."""
     store = LocalStore(settings.store)
-    queue = Queue(settings, timeout_s=0.9)
+    queue = Queue(settings, timeout_s=timeout_s)
     runner = make_runner(make_app(settings, queue, store), shutdown_s=0.5)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
