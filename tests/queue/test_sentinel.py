@@ -117,7 +117,6 @@ async def test_jobs_that_are_added_and_run_while_the_master_dies_end_once_each(w
 
     adding, working = asyncio.create_task(add()), asyncio.create_task(work())
     await asyncio.sleep(0.5)
-    first = watched.master()
     await asyncio.to_thread(watched.replicated)
     await asyncio.to_thread(kill_master, watched)
     await asyncio.gather(adding, working)
