@@ -141,7 +141,7 @@ class HostOutputs:
         if status == TOO_MUCH:
             return bootstrap.ended(bootstrap.KILLED)  # whoever reads all that there is sees why
         if status != 0:
-            raise MachineLost("what the machine said was not kept whole")
+            raise MachineLost(f"what the machine said was not kept whole: its keeper ended with {status}")
         head, end = _look(directory, machine.nonce)
         started = head.startswith(bootstrap.mark(machine.nonce))
         if started and end is not None:
