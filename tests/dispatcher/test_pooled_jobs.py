@@ -226,7 +226,8 @@ class Containers:
 
 
 @pytest.fixture
-async def containers(bench: Bench, docker_engine: Engine) -> AsyncIterator[Containers]:
+async def containers(bench: Bench, docker_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Containers]:
+    monkeypatch.setattr("tango_async.dispatcher.machines.CLOSE_S", 60.0)
     containers = Containers(bench, docker_engine)
     yield containers
     await bench.finish()
