@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from dispatcher.conftest import Bench
@@ -16,7 +17,7 @@ from support.engine import Engine
 from support.fake_vmms import IMAGE, FakeVmms, QuietVmms
 from support.images import saved, variation
 from support.jobs import machine_of
-from tango_async.config import Docker, Settings
+from tango_async.config import Docker
 from tango_async.dispatcher import cores
 from tango_async.dispatcher.claiming import Claiming
 from tango_async.model import EVERY_IMAGE, DispatcherRecord, JobState, PoolOrder, PoolState, Verdict
@@ -201,7 +202,9 @@ class Containers:
         bench.beat_s = 0.5
 
     def driver(self) -> LocalDocker:
-        return LocalDocker(Settings(docker=Docker(host=self.engine.host)), self.install)
+        # Their state directory is this test's own: a dispatcher removes what it finds there and does not know.
+        settings = msgspec.structs.replace(self.bench.settings, docker=Docker(host=self.engine.host))
+        return LocalDocker(settings, self.install)
 
     def all(self) -> list[str]:
         return self.engine.containers(f"{INSTALL}={self.install}")
