@@ -26,26 +26,7 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no redis-server")
 @pytest.fixture
 def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched]:
     with Watched(tmp_path, getattr(request, "param", 1)) as servers:
-        steady(servers)
         yield servers
-
-
-def steady(watched: Watched) -> None:
-    """Until a master is killed the Sentinels take none for dead, however slow the machine is; what they do, they do
-    soon, and also when they stood still themselves."""
-    tell(watched, "SET", "tango", "down-after-milliseconds", "600000")
-    for name, ms in (("tilt-trigger", 600_000), ("tilt-period", 100), ("publish-period", 300), ("info-period", 300)):
-        tell(watched, "DEBUG", name, str(ms))
-
-
-def tell(watched: Watched, *words: str) -> None:
-    for port in watched.ports:
-        watched.ask(port, "SENTINEL", *words)
-
-
-def kill_master(watched: Watched) -> None:
-    watched.servers[watched.master()].kill()
-    tell(watched, "SET", "tango", "down-after-milliseconds", "300")
 
 
 async def patiently(work, within_s: float = 60.0):  # type: ignore[no-untyped-def]
@@ -72,7 +53,7 @@ async def test_a_killed_master_is_replaced_and_nothing_that_was_replicated_is_lo
     listening = asyncio.create_task(bells.wait_control("a", 60))
     first = watched.master()
     await asyncio.to_thread(watched.replicated)
-    await asyncio.to_thread(kill_master, watched)
+    await asyncio.to_thread(watched.lose_master)
     with pytest.raises(QueueUnavailable):
         await listening
     more = (await patiently(lambda: queue.add(spec(), fingerprint=uuid4().hex))).id
@@ -118,7 +99,7 @@ async def test_jobs_that_are_added_and_run_while_the_master_dies_end_once_each(w
     adding, working = asyncio.create_task(add()), asyncio.create_task(work())
     await asyncio.sleep(0.5)
     await asyncio.to_thread(watched.replicated)
-    await asyncio.to_thread(kill_master, watched)
+    await asyncio.to_thread(watched.lose_master)
     await asyncio.gather(adding, working)
     unknown = [i for i in added if await adder.job(i) is None]
     assert len(unknown) <= 2, "only what the master answered in its last moment, not yet sent on"
@@ -146,12 +127,11 @@ async def test_all_of_it_over_tls(tmp_path: Path) -> None:
     keys = certificates(tmp_path / "keys")
     files = {"ca": keys / "ca.pem", "cert": keys / "client.pem", "cert_key": keys / "client.key"}
     with Watched(tmp_path / "redis", keys=keys) as watched:
-        steady(watched)
         queue = Queue(Settings(queue=QueueSettings(url=watched.url, **files)))
         await queue.add(spec(), fingerprint="a")
         first = watched.master()
         await asyncio.to_thread(watched.replicated)
-        await asyncio.to_thread(kill_master, watched)
+        await asyncio.to_thread(watched.lose_master)
         await patiently(lambda: queue.add(spec(), fingerprint="b"))
         assert len(await queue.live(10)) == 2
         assert watched.master() != first

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from support.places import own_port
 from support.redis_server import RedisServer
@@ -61,6 +62,7 @@ class Watched:
             self._processes.append(self._sentinel(port, first, quorum))
         for port in self.ports:
             self.until(lambda port=port: self._knows(port))
+        self._steady()
         return self
 
     def __exit__(
@@ -89,19 +91,36 @@ class Watched:
         self.until(lambda: self.ask(other, "INFO", "replication")["slave_repl_offset"] >= offset)
 
     def part(self) -> None:
-        """The replica hears no more of its master, and keeps what it has; Sentinel does not mind for ten minutes."""
+        """The replica hears no more of its master, and keeps what it has; Sentinel does not mind for an hour."""
         master = self.master()
         (other,) = self.servers.keys() - {master}
-        for port in self.ports:
-            self.ask(port, "SENTINEL", "SET", "tango", "down-after-milliseconds", "60000")
         self.ask(other, "CONFIG", "SET", "masterauth", "wrong")
         self.ask(master, "CLIENT", "KILL", "TYPE", "replica")
         self.until(lambda: self.ask(other, "INFO", "replication")["master_link_status"] == "down")
 
     def lose_master(self) -> None:
-        """Kills it, and has Sentinel promote the replica, which is asked for since it would be late to notice."""
+        """Kills it; from then on the Sentinels notice soon."""
         self.servers[self.master()].kill()
-        self.until(lambda: self.ask(self.ports[0], "SENTINEL", "FAILOVER", "tango"))
+        self._tell("SET", "tango", "down-after-milliseconds", "300")
+
+    def _steady(self) -> None:
+        """Until then the Sentinels take none for dead, however slow the machine is.
+
+        What they do, they do soon, and also when they stood still themselves.
+        """
+        self._tell("SET", "tango", "down-after-milliseconds", "600000")
+        for name, ms in (
+            ("tilt-trigger", 600_000),
+            ("tilt-period", 100),
+            ("publish-period", 300),
+            ("info-period", 300),
+        ):
+            with suppress(ResponseError):  # before Redis 7 these cannot be set
+                self._tell("DEBUG", name, str(ms))
+
+    def _tell(self, *words: str) -> None:
+        for port in self.ports:
+            self.ask(port, "SENTINEL", *words)
 
     def _sentinel(self, port: int, master: int, quorum: int) -> subprocess.Popen[bytes]:
         file = self.directory / f"sentinel-{port}.conf"
