@@ -19,7 +19,7 @@ grade: ## grade the three examples, check their scores; VMMS=localSandbox, local
 
 test: ## run all tests; what this machine lacks is skipped with the reason
 	@scripts/setup.sh $(if $(filter true,$(CI)),ci,dev)
-	@$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: ## ruff, mypy --strict, import direction
 	@scripts/setup.sh $(if $(filter true,$(CI)),ci,dev)
