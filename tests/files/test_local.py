@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from contracts.store import FIRST, LAB, SECOND, StoreContract, body_of, broken_body, lab, put, put_output, read
 from tango_async.config import Store
 from tango_async.errors import BadName, StoreError, StoreFull
+from tango_async.files import local
 from tango_async.files.local import LocalStore
 
 __all__ = ["lab"]
@@ -48,6 +49,34 @@ async def test_the_layout_is_tangos(store: LocalStore, lab: str, labs: Path) -> 
     await put_output(store, "1-1", lab, "out.txt", SECOND)
     assert (labs / lab / "Makefile").read_bytes() == FIRST
     assert (labs / lab / "output" / "out.txt").read_bytes() == SECOND
+
+
+@pytest.mark.parametrize("when", ["it is linked", "what shows it was looked for"])
+async def test_what_is_dropped_while_it_is_being_shown_is_not_shown(
+    store: LocalStore, lab: str, labs: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    await store.put_output("1.1.success", FIRST)
+    stored, shown = labs / ".tango" / "outputs" / "1.1.success", labs / lab / "output" / "out.txt"
+    link, take_away = local.link_or_copy, store._take_away
+    if when == "it is linked":
+
+        def linked(source: Path, to: Path) -> None:
+            link(source, to)
+            store._drop_output(stored, shown)
+
+        monkeypatch.setattr(local, "link_or_copy", linked)
+        await store.show_output("1.1.success", lab, "out.txt")
+    else:
+
+        def taken_away(path: Path, is_meant: Callable[[Path], bool]) -> bool:
+            taken = take_away(path, is_meant)
+            if stored.exists():
+                store._show(stored, shown)
+            return taken
+
+        monkeypatch.setattr(store, "_take_away", taken_away)
+        await store.drop_output("1.1.success", lab, "out.txt")
+    assert not shown.exists() and not stored.exists() and left(labs) == []
 
 
 async def test_nothing_is_left_of_an_upload_that_broke_off(store: LocalStore, lab: str, labs: Path) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ..errors import BadName
 from ..names import file_name, names_submitter
 from .base import Removed
-from .disk import link_or_copy, older, remove, sync_folder
+from .disk import identity, link_or_copy, older, remove, sync_folder
 from .layout import OUTPUT, Layout
 
 PIN = re.compile(r"(?P<made>[0-9a-f]{1,16})-[0-9a-f]{24}-(?P<count>[0-9]{1,6})")
@@ -32,7 +32,7 @@ class _Upload(NamedTuple):
     identity: tuple[int, int, int]
 
     def is_still(self, path: Path) -> bool:
-        return _identity(path) == self.identity
+        return identity(path) == self.identity
 
 
 class Housekeeping(Layout):
@@ -68,7 +68,13 @@ class Housekeeping(Layout):
         # First what shows it: afterwards it could not be told whose that is.
         if shown is not None:
             self._take_away(shown, lambda path: _shows(stored, path))
-        remove([stored])
+        aside = self._tmp / secrets.token_hex(16)
+        with suppress(FileNotFoundError):
+            stored.rename(aside)
+            # It may just have been shown; from here on whoever shows it sees that it is gone.
+            if shown is not None:
+                self._take_away(shown, lambda path: _shows(aside, path))
+            aside.unlink()
 
     # -- uploads ---------------------------------------------------------------------------------
 
@@ -131,23 +137,18 @@ class Housekeeping(Layout):
         """Removes the file if it is meant; another one that takes its name at this moment comes back."""
         aside = self._tmp / secrets.token_hex(16)
         try:
-            judged = _identity(path)
+            judged = identity(path)
             if not is_meant(path):
                 return False
             path.rename(aside)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        meant = _identity(aside) == judged
+        meant = identity(aside) == judged
         if not meant:
             with suppress(FileExistsError):
                 link_or_copy(aside, path)
         aside.unlink()
         return meant
-
-
-def _identity(path: Path) -> tuple[int, int, int]:
-    at = path.lstat()
-    return at.st_ino, at.st_mtime_ns, at.st_size
 
 
 def _files(folder: Path) -> list[Path]:

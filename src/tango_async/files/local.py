@@ -31,7 +31,7 @@ from ..machine import InputFile
 from ..model import PinnedFile
 from ..names import file_name
 from .base import Pin, StoredFile
-from .disk import BLOCK, Batches, Incoming, Md5s, link_or_copy, remove, store_error, sync_folder, used_now
+from .disk import BLOCK, Batches, Incoming, Md5s, identity, link_or_copy, remove, store_error, sync_folder, used_now
 from .housekeeping import PIN, Housekeeping
 from .layout import OUTPUT
 
@@ -265,7 +265,10 @@ class LocalStore(Housekeeping):
         try:
             shown.parent.mkdir(exist_ok=True)
             link_or_copy(stored, link)
+            ours = identity(link)
             link.replace(shown)
+            if not stored.exists():  # it was dropped meanwhile
+                self._take_away(shown, lambda path: identity(path) == ours)
         finally:
             # rename() does nothing if both names are the same file already.
             link.unlink(missing_ok=True)
