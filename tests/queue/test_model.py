@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import hypothesis
 import msgspec
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -26,31 +24,28 @@ from hypothesis.stateful import (
 )
 
 from support.jobs import claim_one, spec
-from tango_async.config import CourseShare, Settings, Share
-from tango_async.errors import QueueUnavailable, StoreError
+from support.queue_model import (
+    CAP,
+    CLASSES,
+    EACH,
+    KEPT,
+    LABS,
+    LONG_S,
+    MOST_RETRIES,
+    SHARE,
+    SUBMITTERS,
+    Dispatcher,
+    Held,
+    Job,
+)
+from support.queue_snapshot import Snapshot, snapshot
+from tango_async.config import Settings
 from tango_async.model import Claim, JobSpec, Verdict
 from tango_async.queue.history import Retired
 from tango_async.queue.outbox import Resent
 from tango_async.queue.redis import Answer, Cancelled, Queue
 
 T = TypeVar("T")
-
-CLASSES = ("one", "two")
-LABS = {"test-wide-lab": "wide-lab", "test-each-lab": "each-lab"}
-"""Of two courses: one with a cap, one with a cap for each submitter."""
-CAP, EACH = 2, 1
-SHARE = Share(
-    course=(
-        CourseShare(pattern="test-wide", weight=3, max_running=CAP),
-        CourseShare(pattern="*", max_running_each=EACH),
-    )
-)
-SUBMITTERS = ("", "a@example.edu", "b@example.edu")
-MOST_RETRIES = 1
-LONG_S = 3600.0
-"""Every time limit: a run that takes long on a slow machine must meet none by itself."""
-KEPT = 2
-"""Dead jobs that history keeps."""
 
 NUMBERS = st.integers(0, 63)
 """Which job, hold or machine a step is about; see pick."""
@@ -61,85 +56,6 @@ WAYS = st.integers(0, 11)
 def one_of(*steps: str) -> Any:
     """One rule of several steps: hypothesis leaves out some rules in each run, and these belong together."""
     return rule(step=st.sampled_from(steps), n=NUMBERS, way=WAYS)
-
-
-@dataclass(eq=False)
-class Job:
-    """What must be true of one job."""
-
-    id: int
-    spec: JobSpec
-    fingerprint: str
-    state: str = "queued"
-    seq: int = 0
-    attempts: int = 0
-    retries: int = 0
-    machine: str = ""
-    cancel: bool = False
-    overdue_s: float = 0.0
-    """How long its lease has been over."""
-    verdict: str = ""
-    output: str = ""
-    ended_by: int = -1
-    """The seq that ended it; 0 if no holder did."""
-    callback: str = ""
-    """pending, delivered, given up; empty before the end and without a URL."""
-    tried: bool = False
-    due: bool = False
-    leaving: bool = False
-    """Retired: its output may be gone, and it is only to be forgotten."""
-    live: bytes = b""
-    order: int = 0
-
-    @property
-    def lane(self) -> str:
-        return self.spec.lab.removesuffix("-lab")
-
-    @property
-    def place(self) -> str:
-        return f"{self.spec.image}\t{self.lane}"
-
-    @property
-    def who(self) -> tuple[str, str]:
-        return self.lane, self.spec.submitter
-
-    @property
-    def held(self) -> bool:
-        return self.state in ("assigned", "running")
-
-    def leave(self) -> None:
-        self.machine, self.live, self.overdue_s = "", b"", 0.0
-
-    def queue_again(self) -> None:
-        self.leave()
-        self.state = "queued"
-
-    def die(self, verdict: str, output: str = "", by: int = 0) -> None:
-        assert self.state not in ("dead", "forgotten"), "a second death"
-        self.leave()
-        self.state, self.verdict, self.output, self.ended_by = "dead", verdict, output, by
-        self.callback = "pending" if self.spec.callback_url else ""
-
-
-@dataclass(eq=False)
-class Held:
-    """A claim as some dispatcher remembers it, for ever."""
-
-    job: Job
-    claim: Claim
-
-    @property
-    def present(self) -> bool:
-        return self.job.held and self.job.seq == self.claim.seq
-
-
-@dataclass
-class Dispatcher:
-    """Its last claim request and what came of it."""
-
-    request: str = ""
-    classes: tuple[str, ...] = ()
-    held: Held | None = None
 
 
 class Life(RuleBasedStateMachine):
@@ -603,7 +519,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def redis_holds_what_was_answered_and_nothing_else(self) -> None:
-        found = self.ask(_snapshot(self.queue, self.prefix))
+        found = self.ask(snapshot(self.queue, self.prefix))
         self._every_job_is_in_exactly_its_keys(found)
         self._every_record_says_what_was_answered(found)
         self._every_callback_is_pending_or_told(found)
@@ -688,54 +604,6 @@ class Life(RuleBasedStateMachine):
             assert name in (pass_by if expires else stay), f"{name} is left over"
 
 
-@dataclass
-class Snapshot:
-    """All keys at one moment."""
-
-    now_ms: int
-    values: dict[str, Any]
-    expires: dict[str, bool]
-
-    def zset(self, name: str) -> dict[int, int]:
-        return {int(i): int(float(score)) for i, score in self.values.get(name, ())}
-
-    def numbers(self, name: str) -> set[int]:
-        return {int(i) for i in self.values.get(name, ())}
-
-    def hash(self, name: str) -> dict[str, str]:
-        return {k.decode(): v.decode() for k, v in self.values.get(name, {}).items() if k != b"spec"}
-
-    def value(self, name: str) -> bytes:
-        return bytes(self.values.get(name, b""))
-
-
-KINDS: dict[tuple[Any, ...], str] = {
-    ("GET",): "ids seq same live vclock mean_ms",
-    ("LRANGE", 0, -1): "bell control",
-    ("SMEMBERS",): "running",
-    ("ZRANGE", 0, -1, "WITHSCORES"): "queued wait parked lanes mine held dead outbox unsent",
-    ("HGETALL",): "server job pins machines claim outputs counters lane heads classes",
-}
-READ = {name: words for words, names in KINDS.items() for name in names.split()}
-
-
-async def _snapshot(queue: Queue, prefix: str) -> Snapshot:
-    keys = await queue._server.command("KEYS", f"{prefix}*")
-    names = [key.decode().removeprefix(prefix) for key in keys]
-    reads = [READ[name.partition(":")[0]] for name in names]
-    found = await queue._server.commands(
-        [
-            *((read[0], key, *read[1:]) for key, read in zip(keys, reads, strict=True)),
-            *(("PTTL", key) for key in keys),
-            ("TIME",),
-        ]
-    )
-    seconds, micros = found.pop()
-    values, expires = found[: len(keys)], [ttl > 0 for ttl in found[len(keys) :]]
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
-    return Snapshot(now_ms, dict(zip(names, values, strict=True)), dict(zip(names, expires, strict=True)))
-
-
 def test_any_interleaving_keeps_every_job_in_one_place(settings: Settings) -> None:
     run_state_machine_as_test(
         lambda: Life(settings),
@@ -748,69 +616,3 @@ def test_any_interleaving_keeps_every_job_in_one_place(settings: Settings) -> No
             suppress_health_check=list(hypothesis.HealthCheck),
         ),
     )
-
-
-# -- what is not mended yet -------------------------------------------------------------------------
-
-
-async def held_job(queue: Queue, **changes: object) -> Claim:
-    await queue.add(spec(**changes), fingerprint="f")
-    claim = await claim_one(queue)
-    assert claim is not None
-    return claim
-
-
-async def write(queue: Queue, command: str, name: str, *words: object) -> None:
-    await queue._server.command(command, f"{queue._prefix}{name}", *words)
-
-
-async def test_a_holder_that_did_not_end_the_job_hears_stale(queue: Queue) -> None:
-    late = await held_job(queue)
-    await queue.cancel(late.id)
-    await write(queue, "HSET", "server", "quiet_until", 0)
-    await write(queue, "ZADD", "held", 1, late.id)
-    assert await queue.reap() == [(late.id, True)]
-    assert await queue.end(late, Verdict.CANCELLED, "x", "late") is Answer.STALE
-
-
-async def test_a_delivery_that_came_late_changes_nothing(queue: Queue) -> None:
-    held = await held_job(queue, callback_url="http://127.0.0.1/cb")
-    await queue.end(held, Verdict.SUCCESS, "x", "ref")
-    await queue.delivered(held.id, "204, by the one who took it after the hold")
-    await queue.defer(held.id, "the first, too slow: timeout", 5.0)
-    assert await queue.next_due_s() is None
-    await queue.delivered(held.id, "204")
-    await queue.forget([held.id])
-    await queue.defer(held.id, "slower still", None)
-    assert await queue.job(held.id) is None
-
-
-async def test_a_repeat_that_is_not_answered_yet_holds_the_callback_back(queue: Queue) -> None:
-    held = await held_job(queue, callback_url="http://127.0.0.1/cb")
-    await queue.answered(held.id)
-    await write(queue, "HINCRBY", f"job:{held.id}", "added_ms", -140_000)
-    await queue.add(spec(callback_url="http://127.0.0.1/cb"), fingerprint="f")
-    await queue.end(held, Verdict.SUCCESS, "x", "ref")
-    assert (await queue.next_due_s() or 0) > 100
-
-
-async def test_no_id_is_given_before_the_mark_was_read(settings: Settings) -> None:
-    failures = [StoreError("the mark cannot be read now")]
-
-    async def marks(at_least: int) -> int:
-        if failures:
-            raise failures.pop()
-        return max(at_least, 5000)
-
-    queue = Queue(settings, marks=marks)
-    with pytest.raises(QueueUnavailable):
-        await queue.open()
-    try:
-        assert (await queue.add(spec(), fingerprint="f")).id > 5000
-    finally:
-        await queue.close()
-
-
-async def test_many_requests_at_a_time_wait_for_a_connection(queue: Queue) -> None:
-    answers = await asyncio.gather(*(queue.counters() for _ in range(200)), return_exceptions=True)
-    assert not [a for a in answers if isinstance(a, Exception)]
