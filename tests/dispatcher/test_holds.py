@@ -34,7 +34,7 @@ async def test_what_is_not_wanted_is_broken_off_for_the_reason_told(
     assert cleared
 
 
-async def test_who_was_told_before_does_not_begin(hold: Hold) -> None:
+async def test_who_was_told_before_is_broken_off_where_it_first_waits(hold: Hold) -> None:
     hold.tell(Answer.CANCEL)
     with pytest.raises(Cancelled):
         async with hold.wanted():
@@ -42,9 +42,11 @@ async def test_who_was_told_before_does_not_begin(hold: Hold) -> None:
 
 
 async def test_what_fails_by_itself_fails_with_its_own_error(hold: Hold) -> None:
-    with pytest.raises(MachineLost, match="by itself"):
+    why = OSError("the reason of that")
+    with pytest.raises(MachineLost, match="by itself") as caught:
         async with hold.wanted():
-            raise MachineLost("by itself")
+            raise MachineLost("by itself") from why
+    assert caught.value.__cause__ is why
 
 
 async def test_a_dispatcher_that_stops_stops_it(hold: Hold) -> None:

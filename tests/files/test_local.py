@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import time
@@ -76,6 +77,28 @@ async def test_what_is_dropped_while_it_is_being_shown_is_not_shown(
 
         monkeypatch.setattr(store, "_take_away", taken_away)
         await store.drop_output("1.1.success", lab, "out.txt")
+    assert not shown.exists() and not stored.exists() and left(labs) == []
+
+
+async def test_nothing_is_left_of_a_feedback_whose_drop_was_cut_off_and_is_done_again(
+    store: LocalStore, lab: str, labs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.put_output("1.1.success", FIRST)
+    stored, shown = labs / ".tango" / "outputs" / "1.1.success", labs / lab / "output" / "out.txt"
+    take_away = store._take_away
+
+    def failing(path: Path, is_meant: Callable[[Path], bool]) -> bool:
+        if stored.exists():
+            taken = take_away(path, is_meant)
+            store._show(stored, shown)
+            return taken
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_take_away", failing)
+        with pytest.raises(StoreError):
+            await store.drop_output("1.1.success", lab, "out.txt")
+    await store.drop_output("1.1.success", lab, "out.txt")
     assert not shown.exists() and not stored.exists() and left(labs) == []
 
 

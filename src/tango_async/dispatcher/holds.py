@@ -61,7 +61,8 @@ class Hold:
                 told.cancel()
         except BaseExceptionGroup as e:
             # The first is the reason; what was broken off may have failed of it.
-            raise e.exceptions[0] from None
+            reason = e.exceptions[0]
+            raise reason from reason.__cause__
 
     @property
     def stale(self) -> bool:

@@ -68,9 +68,11 @@ class Housekeeping(Layout):
         # First what shows it: afterwards it could not be told whose that is.
         if shown is not None:
             self._take_away(shown, lambda path: _shows(stored, path))
-        aside = self._tmp / secrets.token_hex(16)
+        # Under its own name, by which it is found again if this is cut off and done again.
+        aside = self._tmp / stored.name
         with suppress(FileNotFoundError):
             stored.rename(aside)
+        with suppress(FileNotFoundError):
             # It may just have been shown; from here on whoever shows it sees that it is gone.
             if shown is not None:
                 self._take_away(shown, lambda path: _shows(aside, path))
