@@ -13,6 +13,7 @@ from support.fake_vmms import IMAGE, QuietVmms
 from tango_async.dispatcher import attempt, cores
 from tango_async.errors import StoreFull
 from tango_async.model import JobState, PoolOrder, Verdict
+from tango_async.queue.bells import Bells
 
 
 async def test_a_stop_lets_running_jobs_finish_and_claims_no_more(bench: Bench) -> None:
@@ -25,6 +26,24 @@ async def test_a_stop_lets_running_jobs_finish_and_claims_no_more(bench: Bench) 
     assert bench.engine.go.is_set()
     assert (await bench.until(first)).verdict is Verdict.SUCCESS
     await bench.until(second, JobState.QUEUED)
+
+
+async def test_a_lease_is_extended_more_than_once_before_it_is_over(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listened_s: list[float] = []
+    wait = Bells.wait_control
+
+    async def wait_control(bells: Bells, instance: str, timeout_s: float) -> bool:
+        listened_s.append(timeout_s)
+        return await wait(bells, instance, timeout_s)
+
+    monkeypatch.setattr(Bells, "wait_control", wait_control)
+    bench.beat_s = None
+    bench.change(lease_s=3.0)
+    await bench.start()
+    await bench.until_true(lambda: len(listened_s) >= 2)
+    assert max(listened_s) < 3.0 / 2
 
 
 async def test_a_dispatcher_that_has_stopped_keeps_no_connection(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""How much of the time that passed this process could not use, since others had the processors."""
+"""How much of the time that passed a thread could not use, since others had the processors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 
 def waited_s() -> float:
-    """What all its threads have waited until now, ready to run; 0 where the kernel does not count it."""
-    waited_ns = 0
-    for thread in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # it may have ended
-            waited_ns += int((thread / "schedstat").read_text().split()[1])
-    return waited_ns / 1e9
+    """What the calling thread has waited until now, ready to run; 0 where the kernel does not count it.
+
+    No other thread's: several wait at the same time, so that theirs together may be more than has passed.
+    """
+    with suppress(OSError):
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
