@@ -77,7 +77,7 @@ def come_back(rig: Rig, how: str) -> None:
 
 
 async def refused_everywhere(rig: Rig) -> float:
-    """While Redis is away, in Tango's form, by every route that needs it. Answers how long it took at most."""
+    """Soon, in Tango's form, by every route that needs Redis. Answers how long it took at most."""
 
     async def ask(method: str, path: str, body: bytes | None = None) -> float:
         began = time.monotonic()
@@ -88,6 +88,8 @@ async def refused_everywhere(rig: Rig) -> float:
         return time.monotonic() - began
 
     took = await asyncio.gather(ask("POST", "/addJob/test/late/", LATE), *(ask(*route) for route in NEED_REDIS))
+    # The service gives up after 0.9 s, and not after the queue's own 5 s; what is more is this machine's.
+    assert min(took) < 4.5 and max(took) < 15, took
     return max(took)
 
 
