@@ -230,7 +230,7 @@ class Hostile:
         """Also if the job has all the processes that it may have."""
         marker = f"3{uuid4().int % 10**9}"
         ignore = f"trap '' TERM INT HUP; setsid sleep {marker} & sleep {marker} & exec sh bomb.sh {marker}"
-        job = {"ignore.sh": ignore, "bomb.sh": BOMB} | make("echo before; exec sh ignore.sh 2>/dev/null; echo after")
+        job = {"ignore.sh": ignore, "bomb.sh": BOMB} | make("echo before; sh ignore.sh 2>/dev/null; echo after")
         ran = await backend.run(job, limit(timeout_s=2, processes=32), processes=32)
         assert ran.exit.timed_out and ran.output == b"before\n"
         await wait_until(lambda: not processes(marker), "the job's processes are gone")
