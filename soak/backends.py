@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 from cloud import Instances
 from cluster import Cluster
 from count import Starts
-from engines import LocalDocker, SeveralDockers
+from engines import LocalDocker, LocalPodman, SeveralDockers
 from plan import Part, Wishes
 from sandbox import Sandboxes
 
@@ -68,6 +68,7 @@ class Backend(Protocol):
 BACKENDS: dict[str, type[Backend]] = {
     "localSandbox": Sandboxes,
     "localDocker": LocalDocker,
+    "podman": LocalPodman,
     "distDocker": SeveralDockers,
     "ec2SSH": Instances,
     "tashiSSH": Cluster,

@@ -2,7 +2,7 @@
 
 Starts: every program appends a line to one file. The sandbox shows it that file through a `bwrap` of
 the soak's own (the setting `sandbox.bwrap`), a container through a runtime of the soak's own
-(`docker.runtime`): neither is known to the code that is tried.
+(`docker.runtime`, or Podman's own setting): neither is known to the code that is tried.
 
 Ends: Redis runs with an append-only file that is never rewritten, so that every change of every key,
 by whoever, stands there in order, over all its restarts.
@@ -53,7 +53,7 @@ class Starts:
     def __init__(self, directory: Path) -> None:
         self.file = directory / "starts"
         self.bwrap = directory / "bwrap"
-        self.runtime = directory / "runtime"
+        self.runtime = directory / "runc"  # Podman goes by the name
 
     def make(self) -> None:
         self.file.touch()

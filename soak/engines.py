@@ -1,4 +1,4 @@
-"""Jobs in containers: of one engine beside the dispatchers, or of several behind links that can be cut."""
+"""Jobs in containers: of one engine beside the dispatchers, or of several behind links that can be cut, one by ssh."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,10 +22,20 @@ from settings import JOBS_PER_S, SETTLE_S
 
 from support.backends import dist_docker
 from support.engine import PrivateEngine
-from support.netns import Certificates, RemoteEngine
+from support.netns import SSHD, Certificates, RemoteEngine
+from support.podman import PodmanEngine
 
 BUILDER = Path(__file__).resolve().parents[1] / "deploy/images/grading_image.py"
 HOSTS = 3
+
+SSH_HOST = """
+[[docker.hosts]]
+name = "n{number}"
+url = "ssh://root@{engine.address}{engine.path}"
+slots = 2
+key = "{key}"
+known_hosts = "{known_hosts}"
+"""
 
 
 class EnginePart:
@@ -64,6 +75,23 @@ class EnginePart:
         return self._engine
 
 
+class SshPart:
+    """The sshd beside an engine, as it is killed: with all connections."""
+
+    kind = "sshd"
+
+    def __init__(self, engine: RemoteEngine, public: str) -> None:
+        self._engine = engine
+        self._public = public
+
+    async def begin(self, what: str) -> bool:
+        await asyncio.to_thread(self._engine.stop_sshd)
+        return True
+
+    async def undo(self, what: str) -> None:
+        await asyncio.to_thread(self._engine.start_sshd, self._public)
+
+
 class Dockers:
     """A Backend but for which engines there are, and how the service is told of them."""
 
@@ -84,7 +112,7 @@ class Dockers:
         return absent + ([engine()] if engine() else [])
 
     async def _start(self, *engines: PrivateEngine) -> None:
-        """With the image, and the runtime that shows jobs the starts."""
+        """With the image, and the runtime that shows jobs the starts, which Podman has already."""
         for engine in engines:
             self._engines.append(engine)
             runtimes = {"runtimes": {"soak": {"path": str(self._starts.runtime)}}}
@@ -139,13 +167,42 @@ class LocalDocker(Dockers):
         return await self._remove(0, machine)
 
 
+class LocalPodman(LocalDocker):
+    """localDocker on Podman, whose service is killed: the containers have a monitor each, and go on."""
+
+    @staticmethod
+    def missing() -> list[str]:
+        return Dockers._missing(PodmanEngine.missing)
+
+    async def open(self) -> None:
+        await self._start(PodmanEngine(str(self._starts.runtime)))
+
+    def environment(self, program: str) -> dict[str, str]:
+        return {"TANGO_VMMS": "localDocker", "DOCKER_HOST": self._engines[0].host}
+
+    async def strays(self) -> list[str]:
+        return await super().strays() + [f"monitor {pid}" for pid in self._monitors()]
+
+    def _monitors(self) -> list[str]:
+        """Processes that outlive a killed service."""
+        ours, found = os.fsencode(self._engines[0].directory), []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                command = (process / "cmdline").read_bytes()
+                found += [process.name] if b"conmon" in command.split(b"\0")[0] and ours in command else []
+        return found
+
+
 class SeveralDockers(Dockers):
-    """What takes more than the link's silence breaks connections, and what takes less is mended by TCP."""
+    """What takes more than the link's silence breaks connections, and what takes less is mended by TCP.
+
+    The last engine is reached by ssh, the others with TLS.
+    """
 
     dispatchers: ClassVar = 3
     store: ClassVar = "s3"
     wishes: ClassVar = Wishes(
-        [Wish(1, "kill", f"engine-{i}", 2) for i in range(HOSTS)],
+        [*(Wish(1, "kill", f"engine-{i}", 2) for i in range(HOSTS)), Wish(2, "kill", "sshd", 3)],
         [
             *(Wish(1, "pause", f"engine-{i}", 6) for i in range(HOSTS)),
             *(Wish(6, "cut off", f"engine-{i}", 20) for i in range(HOSTS)),
@@ -154,13 +211,24 @@ class SeveralDockers(Dockers):
 
     @staticmethod
     def missing() -> list[str]:
-        return Dockers._missing(RemoteEngine.missing)
+        absent = [] if Path(SSHD).exists() else ["sshd"]
+        return Dockers._missing(RemoteEngine.missing) + absent
 
     async def open(self) -> None:
         tls = Certificates(self._directory / "tls")
         engines = [RemoteEngine(tls) for _ in range(HOSTS)]
         await self._start(*engines)
-        dist_docker(engines, self._config)
+        *others, last = engines
+        dist_docker(others, self._config, self._by_ssh(last))
+
+    def _by_ssh(self, engine: RemoteEngine) -> str:
+        """With its sshd started, the host's table."""
+        key, known_hosts = self._directory / "ssh-key", self._directory / "known-hosts"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+        public = key.with_suffix(".pub").read_text()
+        known_hosts.write_text(f"{engine.address} {engine.start_sshd(public)}\n")
+        self.parts = {**self.parts, "sshd": SshPart(engine, public)}
+        return SSH_HOST.format(number=HOSTS - 1, engine=engine, key=key, known_hosts=known_hosts)
 
     @property
     def _config(self) -> Path:

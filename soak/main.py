@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """The soak: the whole service under load while its processes are killed, and a table of what became of every job.
 
-    soak/main.py [--seconds 300] [--jobs N] [--seed N] [--vmms localSandbox|localDocker|distDocker|ec2SSH|tashiSSH]
-                 [--dispatchers N] [--store local|s3|seaweedfs|moto] [--kills-per-minute 20] [--keep]
+    soak/main.py [--seconds 300] [--jobs N] [--seed N]
+                 [--vmms localSandbox|localDocker|podman|distDocker|ec2SSH|tashiSSH] [--dispatchers N]
+                 [--store local|s3|seaweedfs|moto] [--kills-per-minute 20] [--keep]
 
-Needs root, what the back-end and the store need, and a Redis-protocol server. Everything runs on this machine, in a
-mount namespace of its own and below one directory, which is removed at the end unless something was
-wrong. The same seed gives the same jobs and the same torments. Exits 1 if a promise was broken, and 3 if
-this machine lacks something.
+`podman` is localDocker on Podman. Needs root, what the back-end and the store need, and a Redis-protocol server.
+Everything runs on this machine, in a mount namespace of its own and below one directory, which is removed at the end
+unless something was wrong. The same seed gives the same jobs and the same torments. Exits 1 if a promise was broken,
+and 3 if this machine lacks something.
 """
 
 from __future__ import annotations

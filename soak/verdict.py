@@ -147,7 +147,7 @@ def _held_up(seen: Evidence, s: Submission, its: Runs) -> bool:
     Then its engine holds it up, so that its time runs out, or its log gives up its beginning.
     """
     times = sorted(its.began.values())
-    away = [(began, back) for kind, began, back in seen.tormentor.outages if kind in ("engine", "dispatcher")]
+    away = [(began, back) for kind, began, back in seen.tormentor.outages if kind in ("engine", "sshd", "dispatcher")]
     return s.kind.name == "flood" and all(
         any(began < after and back > before for began, back in away) for before, after in pairwise(times)
     )

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -148,9 +148,14 @@ class RemoteEngine(PrivateEngine):
         raise RuntimeError((d / "sshd-log").read_text()[-500:])
 
     def stop_sshd(self) -> None:
+        """With all its connections."""
         if self._sshd is not None:
             if self._sshd.poll() is None:
-                os.kill(_child(self._sshd.pid), 9)
+                listener = _child(self._sshd.pid)
+                connections = Path(f"/proc/{listener}/task/{listener}/children").read_text().split()
+                for pid in (listener, *map(int, connections)):
+                    with suppress(ProcessLookupError):  # a connection that ended meanwhile
+                        os.kill(pid, 9)
             self._sshd.wait(WITHIN_S)
             self._sshd = None
 

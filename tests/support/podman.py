@@ -15,7 +15,14 @@ events_logger = "file"
 
 
 class PodmanEngine(PrivateEngine):
-    """Serves until it is stopped; its containers have a monitor each, and do not die with it."""
+    """Serves until it is stopped; its containers have a monitor each, and do not die with it.
+
+    `runtime` is a name or a path. crun knows no cgroups of version 1, so it is runc.
+    """
+
+    def __init__(self, runtime: str = "runc") -> None:
+        super().__init__()
+        self._runtime = runtime
 
     @staticmethod
     def missing() -> str:
@@ -26,8 +33,8 @@ class PodmanEngine(PrivateEngine):
         d = self.directory
         (d / "containers.conf").write_text(CONF)
         places = ["--root", f"{d}/data", "--runroot", f"{d}/run", "--tmpdir", f"{d}/tmp"]
-        # crun knows no cgroups of version 1, and there is no systemd here.
-        how = ["--runtime", "runc", "--cgroup-manager", "cgroupfs"]
+        # There is no systemd here.
+        how = ["--runtime", self._runtime, "--cgroup-manager", "cgroupfs"]
         enter = super()._command()[: super()._command().index("dockerd")]
         conf = ["env", f"CONTAINERS_CONF={d}/containers.conf"]
         return [*enter, *conf, "podman", *places, *how, "system", "service", "--time", "0", self.host]
