@@ -37,7 +37,7 @@ SHORT = [
         "seaweedfs",
         30,
         18,
-        ("kill engine", "cut off engine", "kill bucket", "pause bucket", "hold ways to the bucket"),
+        ("kill engine", "cut off engine", "kill sshd", "kill bucket", "pause bucket", "hold ways to the bucket"),
     ),
     Short("ec2SSH", "seaweedfs", 20, 1307, ("cut off API", "do not boot instance")),
     Short("tashiSSH", "seaweedfs", 20, 3, ("kill manager", "crash instance", "no room in cluster")),
