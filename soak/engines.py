@@ -167,30 +167,46 @@ class LocalDocker(Dockers):
         return await self._remove(0, machine)
 
 
+class Monitor:
+    """The process that tells Podman of a container's end; one of them is killed, as when memory runs out."""
+
+    kind = "monitor"
+
+    def __init__(self, engine: PodmanEngine, lost: set[str]) -> None:
+        self._engine = engine
+        self._lost = lost
+
+    async def begin(self, what: str) -> bool:
+        for pid, container in self._engine.monitors().items():
+            if container not in self._lost:
+                self._lost.add(container)
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
+
+    async def undo(self, what: str) -> None:
+        """It does not come back."""
+
+
 class LocalPodman(LocalDocker):
-    """localDocker on Podman, whose service is killed: the containers have a monitor each, and go on."""
+    """localDocker on Podman, whose service is killed: the containers go on without it, each with its monitor."""
+
+    wishes: ClassVar = LocalDocker.wishes + Wishes([Wish(3, "crash", "monitor", 0)])
 
     @staticmethod
     def missing() -> list[str]:
         return Dockers._missing(PodmanEngine.missing)
 
     async def open(self) -> None:
-        await self._start(PodmanEngine(str(self._starts.runtime)))
+        self._podman = PodmanEngine(str(self._starts.runtime))
+        await self._start(self._podman)
+        self.parts = {**self.parts, "monitor": Monitor(self._podman, self.lost)}
 
     def environment(self, program: str) -> dict[str, str]:
-        return {"TANGO_VMMS": "localDocker", "DOCKER_HOST": self._engines[0].host}
+        return {"TANGO_VMMS": "localDocker", "DOCKER_HOST": self._podman.host}
 
     async def strays(self) -> list[str]:
-        return await super().strays() + [f"monitor {pid}" for pid in self._monitors()]
-
-    def _monitors(self) -> list[str]:
-        """Processes that outlive a killed service."""
-        ours, found = os.fsencode(self._engines[0].directory), []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                command = (process / "cmdline").read_bytes()
-                found += [process.name] if b"conmon" in command.split(b"\0")[0] and ours in command else []
-        return found
+        return await super().strays() + [f"process {command}" for command in self._podman.left()]
 
 
 class SeveralDockers(Dockers):
