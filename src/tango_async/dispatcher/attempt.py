@@ -314,7 +314,7 @@ class Attempt:
                 async with asyncio.timeout(self._bench.settings.dispatcher.finish_s):
                     return await self._bench.store.put_output(ref, body)
             except (StoreError, TimeoutError) as e:
-                log.error("job %d: its output cannot be stored, trying again: %s", self._claim.id, e or "too slow")
+                log.error("job %d: its output cannot be stored, trying again: %s", self._claim.id, str(e) or "too slow")
                 if self._hold.stale:
                     raise Stale from e
                 await asyncio.sleep(PAUSE_S)

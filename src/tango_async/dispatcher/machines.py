@@ -68,7 +68,7 @@ class Machines:
             async with asyncio.timeout(self._wait_s):
                 await self._vmms.destroy_vm(machine)
         except (VmmsError, TimeoutError) as e:
-            log.warning("machine %s could not be removed yet: %s", machine.id, e or "too slow")
+            log.warning("machine %s could not be removed yet: %s", machine.id, str(e) or "too slow")
         finally:
             self._numbers.pop(machine.id, None)
             self._images.pop(machine.id, None)

@@ -76,7 +76,7 @@ class Transfers:
             if kind != PUSH:
                 await self._images.replaced(image)
         except (VmmsError, StoreError, NotFound, TimeoutError) as e:
-            log.error("%s: %s came to nothing: %s", named, kind, e or "too slow")
+            log.error("%s: %s came to nothing: %s", named, kind, str(e) or "too slow")
             return str(e) or f"{kind} took too long"
         log.info("%s: %s is done", named, kind)
         return ""

@@ -226,7 +226,7 @@ class DistDocker:
                     with host.asked() as driver:
                         return [_named(host, machine) for machine in await driver.get_vms()]
             except (VmmsError, TimeoutError) as e:
-                log.warning("%s: its machines are not known now: %s", host.where, e or "too slow")
+                log.warning("%s: its machines are not known now: %s", host.where, str(e) or "too slow")
                 return []
 
         well = [host for host in self._hosts.values() if host.well]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ PROBE_S = 5.0
 """How long an engine may take to answer at the start."""
 
 AGAIN_S = 0.1
+
+HALF_REMOVED = re.compile(r'getting container from store "([0-9a-f]{64})": container not known')
+"""What Podman says to all who list containers, for one in whose removal it was killed."""
 
 NOTICE_S = (0.03, 0.06, 0.12, 0.25)
 """Between two tries to remove a container that has just ended."""
@@ -199,7 +203,8 @@ class Engine:
         Where the last process has `ended`, the engine gets a moment to notice: to kill a container costs it a
         process of its own.
         """
-        for pause_s in NOTICE_S if ended else ():
+        # Podman's answer may never come, if nobody tells it of an end: the container's monitor is dead.
+        for pause_s in NOTICE_S if ended and not self.podman else ():
             try:
                 await self._remove(name, force=False)
                 return
@@ -225,6 +230,17 @@ class Engine:
 
     async def containers(self, label: str) -> list[dict[str, Any]]:
         """All containers with that label (`key=value`), in any state."""
+        try:
+            return await self._listed(label)
+        except EngineError as e:
+            half_removed = HALF_REMOVED.search(str(e)) if self.podman else None
+            if half_removed is None:
+                raise
+        # Nothing is left of it but its name, and Podman can list no container until that is gone, too.
+        await self._remove(half_removed[1], force=True)
+        return await self._listed(label)
+
+    async def _listed(self, label: str) -> list[dict[str, Any]]:
         with ours():
             filters = json.dumps({"label": [label]})
             listed = await self._docker._query_json("containers/json", params={"all": 1, "filters": filters})
