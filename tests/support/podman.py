@@ -46,7 +46,7 @@ class PodmanEngine(PrivateEngine):
         """Commands of what containers have running, but for such as Podman itself forgets.
 
         Killed while it makes a container, the service knows nothing of its monitor when it is back, nor of the
-        `runc init` that waits there to become the program, and removes the container without them.
+        `runc init` that waits there to become the program, and removes the container without either.
         """
         assert self._holder is not None
         tops = {pid: _words(pid) for pid in _children(_child(self._holder.pid))}
@@ -66,7 +66,8 @@ class PodmanEngine(PrivateEngine):
 
 
 def _forgotten(pid: int, words: list[str]) -> bool:
-    return words[0].endswith("conmon") and [_words(child)[1:] for child in _children(pid)] == [["init"]]
+    monitored = [_words(child) for child in _children(pid)] if words[0].endswith("conmon") else [words]
+    return bool(monitored) and all(one[1:] == ["init"] for one in monitored)
 
 
 def _children(pid: int) -> list[int]:
