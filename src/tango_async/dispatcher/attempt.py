@@ -253,7 +253,7 @@ class Attempt:
                 # Is it the machine, or the host? On a broken host every job would spend its retries at once.
                 await self._bench.images.look()
             if isinstance(error, VmmsError | TimeoutError):
-                log.warning("job %d: attempt %d: %s", claim.id, claim.attempt, error or "no machine in time")
+                log.warning("job %d: attempt %d: %s", claim.id, claim.attempt, str(error) or "no machine in time")
             else:
                 log.exception("job %d: attempt %d", claim.id, claim.attempt)
             fault = fault_of(error, engine_well=self._bench.images.healthy)

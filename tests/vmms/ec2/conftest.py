@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,8 +16,16 @@ from support.ec2 import IMAGE, KEY, Cloud, settings_on
 from tango_async.vmms.ec2.driver import Ec2Ssh
 
 
+@dataclass
+class Ec2Backend(Backend):
+    """With what only ec2SSH has."""
+
+    open: Callable[[], Awaitable[Ec2Ssh]]
+    vmms: Ec2Ssh
+
+
 @asynccontextmanager
-async def backend_on(cloud: Cloud, state: Path, **changes: object) -> AsyncIterator[Backend]:
+async def backend_on(cloud: Cloud, state: Path, **changes: object) -> AsyncIterator[Ec2Backend]:
     """Fails a test that leaves an instance."""
     install = uuid4().hex[:12]
     patient = {"boot_s": 40.0, "lost_s": 4 * PATIENCE_S}
@@ -27,7 +37,7 @@ async def backend_on(cloud: Cloud, state: Path, **changes: object) -> AsyncItera
 
     vmms = await opened()
     try:
-        yield Backend(opened, vmms, IMAGE, state)
+        yield Ec2Backend(opened, vmms, IMAGE, state)
     finally:
         await vmms.close()
     assert not await cloud.living(), "instances were left"
@@ -35,6 +45,12 @@ async def backend_on(cloud: Cloud, state: Path, **changes: object) -> AsyncItera
 
 
 @pytest.fixture
-async def backend(cloud: Cloud, tmp_path: Path) -> AsyncIterator[Backend]:
+async def backend(cloud: Cloud, tmp_path: Path) -> AsyncIterator[Ec2Backend]:
     async with backend_on(cloud, tmp_path) as backend:
         yield backend
+
+
+async def until_none_lives(cloud: Cloud) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while await cloud.living():
+            await asyncio.sleep(0.05)

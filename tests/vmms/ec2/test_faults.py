@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts.machines import PATIENCE_S, Backend, first_output, inputs, limit, make, only
+from contracts.machines import PATIENCE_S, first_output, inputs, limit, make, only
 from support.ec2 import EVERY, KEY, OTHER_KEY, SECRET, Cloud, settings_on
 from tango_async.errors import (
     MachineLost,
@@ -19,7 +19,7 @@ from tango_async.machine import CloudChoice, Credentials, Exit
 from tango_async.vmms.ec2 import client, driver
 from tango_async.vmms.ec2.driver import Ec2Ssh
 from tango_async.vmms.ssh import Distrusted, new_key
-from vmms.ec2.conftest import backend_on
+from vmms.ec2.conftest import Ec2Backend, backend_on
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ async def test_another_host_at_its_address_is_not_trusted(cloud: Cloud, tmp_path
         await backend.vmms.destroy_vm(machine)
 
 
-async def test_an_instance_that_was_ended_by_hand_is_lost_at_once(cloud: Cloud, backend: Backend) -> None:
+async def test_an_instance_that_was_ended_by_hand_is_lost_at_once(cloud: Cloud, backend: Ec2Backend) -> None:
     async with backend.machine() as machine:
         await backend.vmms.copy_in(machine, inputs(make("echo up; sleep 600")), limit())
         assert await first_output(backend.vmms, machine) == b"up\n"
@@ -106,7 +106,7 @@ async def test_a_running_job_needs_its_account_no_more(
     monkeypatch.setattr(driver, "SPOT_LOOK_S", 0.1)
     own = Credentials(key_id=OTHER_KEY, secret=SECRET)
     async with backend_on(cloud, tmp_path, subnets=(), spot=True) as backend:
-        await backend.vmms.know(own)  # type: ignore[attr-defined]
+        await backend.vmms.know(own)
         async with backend.machine(cloud=CloudChoice(account=own.account)) as machine:
             await backend.vmms.copy_in(machine, inputs(make("sleep 1")), limit())
             cloud.fail(EVERY, "UnauthorizedOperation", 1000, status=403)
@@ -115,7 +115,7 @@ async def test_a_running_job_needs_its_account_no_more(
 
 
 async def test_a_broken_connection_needs_no_api(
-    cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud, backend: Ec2Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "WHY_S", 0.1)
     async with backend.machine() as machine:
@@ -123,14 +123,14 @@ async def test_a_broken_connection_needs_no_api(
         running = asyncio.create_task(backend.vmms.run_job(machine))
         await asyncio.sleep(0.3)
         cloud.slow_answers["DescribeInstances"] = 2 * PATIENCE_S
-        await backend.vmms._vms[machine.id].link.close()  # type: ignore[attr-defined]
+        await backend.vmms._vms[machine.id].link.close()
         async with asyncio.timeout(PATIENCE_S):
             assert await running == Exit(0)
         cloud.slow_answers.clear()
 
 
 async def test_a_job_is_adopted_though_the_api_goes_away(
-    cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud, backend: Ec2Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "TRIES", 1)
     async with backend.machine() as machine:
@@ -149,7 +149,7 @@ async def test_one_out_of_reach_makes_no_job_overdue(cloud: Cloud, tmp_path: Pat
         assert backend.vmms.capabilities.overtime_s > 600
 
 
-async def test_one_that_waits_is_known_to_be_gone(cloud: Cloud, backend: Backend) -> None:
+async def test_one_that_waits_is_known_to_be_gone(cloud: Cloud, backend: Ec2Backend) -> None:
     async with backend.machine() as machine:
         await backend.vmms.wait_vm(machine)
         (one,) = await cloud.living()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts.machines import PATIENCE_S, Backend, Ran, make
+from contracts.machines import PATIENCE_S, Ran, make
 from support.ec2 import KEY, Cloud
 from tango_async.config import HostKeys
 from tango_async.errors import (
@@ -16,16 +16,16 @@ from tango_async.errors import (
 )
 from tango_async.machine import Exit
 from tango_async.vmms.ec2 import driver
-from vmms.ec2.conftest import backend_on
+from vmms.ec2.conftest import Ec2Backend, backend_on, until_none_lives
 
 
-async def test_throttled_calls_are_made_again(cloud: Cloud, backend: Backend) -> None:
+async def test_throttled_calls_are_made_again(cloud: Cloud, backend: Ec2Backend) -> None:
     cloud.fail("RunInstances", "RequestLimitExceeded", 2, status=503)
     cloud.fail("DescribeInstances", "InternalError", 2, status=500)
     assert await backend.run(make("echo at last")) == Ran(Exit(0), b"at last\n")
 
 
-async def test_a_lost_answer_makes_no_second_instance(cloud: Cloud, backend: Backend) -> None:
+async def test_a_lost_answer_makes_no_second_instance(cloud: Cloud, backend: Ec2Backend) -> None:
     cloud.lose("RunInstances")
     async with backend.machine():
         assert cloud.calls["RunInstances"] == 2 and len(await cloud.living()) == 1
@@ -45,7 +45,7 @@ async def test_without_room_another_type_is_taken_and_then_on_demand(cloud: Clou
 
 
 async def test_a_key_pair_that_somebody_removed_is_made_again(
-    cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud, backend: Ec2Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "ROOM_PAUSE_S", (0.1, 0.2))
     for pair in (await cloud.clients[KEY].describe_key_pairs())["KeyPairs"]:
@@ -54,7 +54,7 @@ async def test_a_key_pair_that_somebody_removed_is_made_again(
 
 
 async def test_no_room_anywhere_is_waited_for_and_then_said(
-    cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud, backend: Ec2Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "ROOM_PAUSE_S", (0.1, 0.2))
     cloud.fail("RunInstances", "VcpuLimitExceeded", 7)
@@ -66,14 +66,14 @@ async def test_no_room_anywhere_is_waited_for_and_then_said(
         await backend.vmms.initialize_vm(backend.spec(), "tester")
 
 
-async def test_the_type_has_what_the_job_needs(cloud: Cloud, backend: Backend) -> None:
+async def test_the_type_has_what_the_job_needs(cloud: Cloud, backend: Ec2Backend) -> None:
     async with backend.machine(cores=3.0, memory_bytes=9 << 30):
         assert (await cloud.living())[0]["InstanceType"] == "t3.xlarge"
     with pytest.raises(Unsuitable, match=r"ec2\.types: none of .* has 99 cores"):
         await backend.vmms.initialize_vm(backend.spec(cores=99.0), "tester")
 
 
-async def test_a_launch_whose_caller_died_is_found_by_its_tags(cloud: Cloud, backend: Backend) -> None:
+async def test_a_launch_whose_caller_died_is_found_by_its_tags(cloud: Cloud, backend: Ec2Backend) -> None:
     cloud.slow_answers["RunInstances"] = 60.0
     launching = asyncio.create_task(backend.vmms.initialize_vm(backend.spec(), "tester"))
     async with asyncio.timeout(PATIENCE_S):
@@ -93,20 +93,18 @@ async def test_a_launch_whose_caller_died_is_found_by_its_tags(cloud: Cloud, bac
         await successor.close()
 
 
-async def test_an_instance_ends_itself_and_hides_its_user_data(cloud: Cloud, backend: Backend) -> None:
+async def test_an_instance_ends_itself_and_hides_its_user_data(cloud: Cloud, backend: Ec2Backend) -> None:
     async with backend.machine():
         (one,) = await cloud.living()
         vm = cloud.vms[one["InstanceId"]]
         assert vm.sh("cat /run/shutdown") == "-h +360\n"
         assert vm.sh("cat /run/ip") == "route replace prohibit 169.254.169.254/32\n"
         vm.kill()  # as its own shutdown would
-        async with asyncio.timeout(PATIENCE_S):
-            while await cloud.living():
-                await asyncio.sleep(0.05)
+        await until_none_lives(cloud)
 
 
 async def test_one_that_waits_for_long_has_its_end_put_off(
-    cloud: Cloud, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud, backend: Ec2Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with backend.machine() as machine:
         (one,) = await cloud.living()

@@ -18,7 +18,7 @@ from tango_async.machine import Exit, Standing
 from tango_async.vmms.ec2 import client, driver
 from tango_async.vmms.ssh import Link
 from tango_async.vmms.vm import Vm
-from vmms.ec2.conftest import backend_on
+from vmms.ec2.conftest import backend_on, until_none_lives
 
 
 async def test_the_next_job_of_the_kind_gets_it_clean(cloud: Cloud, tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ async def test_who_waits_for_one_that_boots_gets_one_that_becomes_free(cloud: Cl
         async with backend.machine() as first:
             cloud.mute_next = 1
             second = await vmms.initialize_vm(backend.spec(), "tester")
-            assert vmms.standing(IMAGE) == Standing(machines=2, fresh=1)  # type: ignore[attr-defined]
+            assert vmms.standing(IMAGE) == Standing(machines=2, fresh=1)
             booting = asyncio.create_task(vmms.wait_vm(second))
             await vmms.copy_in(first, inputs(make("echo one")), limit())
             await vmms.run_job(first)
@@ -52,7 +52,7 @@ async def test_who_waits_for_one_that_boots_gets_one_that_becomes_free(cloud: Cl
         assert cloud.calls["RunInstances"] == 2
         cloud.mute.clear()
         await vmms.wait_vm(third)
-        assert vmms.standing(IMAGE) == Standing(machines=2, fresh=0)  # type: ignore[attr-defined]
+        assert vmms.standing(IMAGE) == Standing(machines=2, fresh=0)
         listed = sorted(machine.id for machine in await vmms.get_vms())
         assert listed == sorted([second.id, third.id])
         for machine in (second, third):
@@ -68,9 +68,9 @@ async def test_who_ends_takes_no_instance_along_that_it_left_to_another(cloud: C
             second = await vmms.initialize_vm(backend.spec(), "tester")
             await vmms.copy_in(first, inputs(make("echo one")), limit())
             await vmms.run_job(first)
-        own = (await vmms._fleet.look(second)).id  # type: ignore[attr-defined]
+        own = (await vmms._fleet.look(second)).id
         async with asyncio.timeout(PATIENCE_S):
-            while not await vmms._fleet.move(second):  # type: ignore[attr-defined]
+            while not await vmms._fleet.move(second):
                 await asyncio.sleep(0.05)
         old = [{"Key": "tango:machine", "Value": second.id}]  # as a listing says that lags behind
         await cloud.clients[KEY].create_tags(Resources=[own], Tags=old)
@@ -125,7 +125,7 @@ async def test_one_that_is_left_to_others_while_it_boots_is_waited_for_no_longer
             while hung not in cloud.mute:
                 await asyncio.sleep(0.01)
         async with backend.machine() as busy:
-            vmms._boots._patience_s[hung] = 1.5  # type: ignore[attr-defined]
+            vmms._boots._patience_s[hung] = 1.5
             for _ in range(3):
                 try:
                     booting = asyncio.create_task(vmms.wait_vm(waiting))
@@ -152,11 +152,11 @@ async def test_those_of_other_sizes_make_way_when_there_would_be_too_many(cloud:
                 await vmms.run_job(machine)
         (waits,) = await cloud.living()
         for asked, most in ((spec, 1), (larger, 2), (larger, 1)):
-            assert vmms.standing(IMAGE).machines == 1  # type: ignore[attr-defined]
-            vmms.make_way(asked, most)  # type: ignore[attr-defined]
-        assert vmms.standing(IMAGE).machines == 0  # type: ignore[attr-defined]
+            assert vmms.standing(IMAGE).machines == 1
+            vmms.make_way(asked, most)
+        assert vmms.standing(IMAGE).machines == 0
         async with backend.machine(cores=3.0):
-            vmms.make_way(spec, 1)  # type: ignore[attr-defined]
+            vmms.make_way(spec, 1)
             async with asyncio.timeout(PATIENCE_S):
                 while waits["InstanceId"] in [one["InstanceId"] for one in await cloud.living()]:
                     await asyncio.sleep(0.05)
@@ -242,7 +242,7 @@ async def test_one_that_cannot_be_ended_is_there_for_no_job(
             ending.cancel()
         with pytest.raises(asyncio.CancelledError if well else VmmsUnavailable):
             await ending
-        assert vmms.standing(IMAGE) == Standing(machines=0, fresh=0)  # type: ignore[attr-defined]
+        assert vmms.standing(IMAGE) == Standing(machines=0, fresh=0)
         cloud.faults.clear()
         assert await vmms.get_vms() == [machine]
         await vmms.destroy_vm(machine)
@@ -253,12 +253,12 @@ async def test_one_whose_tags_cannot_be_changed_is_left_to_the_next_all_the_same
         vmms = backend.vmms
         async with backend.machine() as first:
             second = await vmms.initialize_vm(backend.spec(), "tester")
-            own = (await vmms._fleet.look(second)).id  # type: ignore[attr-defined]
+            own = (await vmms._fleet.look(second)).id
             cloud.fail("CreateTags", "NotNow", **{"ResourceId.1": own})
             await vmms.copy_in(first, inputs(make("echo one")), limit())
             await vmms.run_job(first)
         async with asyncio.timeout(PATIENCE_S):
-            while not await vmms._fleet.move(second):  # type: ignore[attr-defined]
+            while not await vmms._fleet.move(second):
                 await asyncio.sleep(0.05)
         assert await vmms.get_vms() == [second]
         await vmms.destroy_vm(second)
@@ -279,10 +279,8 @@ async def test_one_whose_job_did_not_end_well_serves_no_other(cloud: Cloud, tmp_
 async def test_one_that_nobody_needs_goes(cloud: Cloud, tmp_path: Path) -> None:
     async with backend_on(cloud, tmp_path, reuse=True, idle_s=1.0) as backend:
         await backend.run(make("echo one"))
-        assert backend.vmms.standing(IMAGE).machines == 1  # type: ignore[attr-defined]
-        async with asyncio.timeout(PATIENCE_S):
-            while await cloud.living():
-                await asyncio.sleep(0.05)
+        assert backend.vmms.standing(IMAGE).machines == 1
+        await until_none_lives(cloud)
 
 
 async def test_one_that_aws_has_forgotten_is_replaced(cloud: Cloud, tmp_path: Path) -> None:
@@ -300,9 +298,7 @@ async def test_one_that_could_not_be_lent_is_ended(cloud: Cloud, tmp_path: Path)
         cloud.fail("CreateTags", "NotNow")
         with pytest.raises(VmmsUnavailable, match="NotNow"):
             await backend.vmms.initialize_vm(backend.spec(), "tester")
-        async with asyncio.timeout(PATIENCE_S):
-            while await cloud.living():
-                await asyncio.sleep(0.05)
+        await until_none_lives(cloud)
 
 
 async def test_a_successor_does_not_trust_what_waits(cloud: Cloud, tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from vmms.ec2.conftest import backend_on
 
 async def test_one_that_is_just_being_ended_is_ended(cloud: Cloud, tmp_path: Path) -> None:
     async with backend_on(cloud, tmp_path, reuse=True, idle_s=0.2) as backend:
-        begun, end = asyncio.Event(), backend.vmms._fleet._end  # type: ignore[attr-defined]
+        begun, end = asyncio.Event(), backend.vmms._fleet._end
 
         async def noted(*which: Any) -> None:
             begun.set()
             cloud.slow_answers["DescribeInstances"] = 1.0
             await end(*which)
 
-        backend.vmms._fleet._end = noted  # type: ignore[attr-defined]
+        backend.vmms._fleet._end = noted
         await backend.run(make("echo one"))
         await begun.wait()
 

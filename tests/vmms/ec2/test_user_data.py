@@ -77,7 +77,7 @@ async def test_a_jobs_own_account_does_not_get_it(cloud: Cloud, tmp_path: Path) 
     (tmp_path / "data").write_text(SCRIPT)
     theirs = Credentials(key_id=OTHER_KEY, secret=SECRET)
     async with backend_on(cloud, tmp_path, user_data=tmp_path / "data", subnets=()) as backend:
-        await backend.vmms.know(theirs)  # type: ignore[attr-defined]
+        await backend.vmms.know(theirs)
         async with backend.machine(cloud=CloudChoice(account=theirs.account)):
             (one,) = await cloud.living()
             assert "/run/own" not in cloud.vms[one["InstanceId"]].user_data
