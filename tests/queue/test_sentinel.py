@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import pytest
@@ -20,6 +21,8 @@ from tango_async.model import JobState, Verdict
 from tango_async.queue.bells import Bells
 from tango_async.queue.redis import Queue
 
+T = TypeVar("T")
+
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no redis-server")
 
 
@@ -29,7 +32,7 @@ def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched]
         yield servers
 
 
-async def patiently(work, within_s: float = 60.0):  # type: ignore[no-untyped-def]
+async def patiently(work: Callable[[], Awaitable[T]], within_s: float = 60.0) -> T:
     """What a service does: asks again until Redis is there."""
     async with asyncio.timeout(within_s):
         while True:
